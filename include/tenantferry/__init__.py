@@ -1,0 +1,1 @@
+"""The engine of Tenantferry: moves tenants between Postgres databases. It does not import Airflow."""

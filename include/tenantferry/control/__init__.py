@@ -1,0 +1,1 @@
+"""The control schema in the target: the only runtime state there is."""

@@ -1,0 +1,131 @@
+-- The control schema: all runtime state of the fleet, in the target. Applied again at every
+-- preparation; each statement may run twice. No parameters.
+
+CREATE SCHEMA IF NOT EXISTS tenantferry;
+
+COMMENT ON SCHEMA tenantferry IS 'Runtime state of Tenantferry. See docs/control-schema.md.';
+
+-- One row per tenant that was ever prepared: the registry.
+CREATE TABLE IF NOT EXISTS tenantferry.tenants (
+    tenant            text PRIMARY KEY,
+    tenant_id         uuid NOT NULL UNIQUE,
+    phase             text NOT NULL,
+    run_id            text,             -- the run that owns, or owned, the move
+    source_identity   text NOT NULL,    -- system identifier and database, not an address
+    created_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
+    changed_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT tenants_source_identity_key UNIQUE (source_identity)
+);
+
+-- The audit trail: every change of a phase, never updated.
+CREATE TABLE IF NOT EXISTS tenantferry.phase_changes (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    tenant      text NOT NULL REFERENCES tenantferry.tenants,
+    from_phase  text,
+    to_phase    text NOT NULL,
+    changed_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    changed_by  text NOT NULL DEFAULT session_user,
+    run_id      text,
+    lsn         pg_lsn,
+    reason      text NOT NULL
+);
+CREATE INDEX IF NOT EXISTS phase_changes_tenant_idx ON tenantferry.phase_changes (tenant, id);
+
+-- A round: chunks copied under one snapshot.
+CREATE TABLE IF NOT EXISTS tenantferry.rounds (
+    tenant            text NOT NULL REFERENCES tenantferry.tenants,
+    round             integer NOT NULL,
+    consistent_point  pg_lsn NOT NULL,
+    started_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
+    finished_at       timestamptz,
+    PRIMARY KEY (tenant, round)
+);
+
+-- The rows of one table with lower < key <= upper. A null bound is open. A bound holds one
+-- text per key column, in the order of key_columns.
+CREATE TABLE IF NOT EXISTS tenantferry.chunks (
+    tenant          text NOT NULL REFERENCES tenantferry.tenants,
+    table_schema    text NOT NULL,
+    table_name      text NOT NULL,
+    chunk           integer NOT NULL,
+    key_columns     text[] NOT NULL,
+    lower           text[],
+    upper           text[],
+    estimated_rows  bigint NOT NULL,
+    round           integer,
+    rows            bigint,
+    bytes           bigint,
+    done_at         timestamptz,    -- set in the transaction that writes the rows
+    PRIMARY KEY (tenant, table_schema, table_name, chunk)
+);
+
+-- The forward stream of a tenant: its position P, what it was told, what it answers.
+CREATE TABLE IF NOT EXISTS tenantferry.streams (
+    tenant             text PRIMARY KEY REFERENCES tenantferry.tenants,
+    position           pg_lsn NOT NULL,     -- P: every source transaction before it is applied
+    confirmed          pg_lsn NOT NULL,     -- the slot was never confirmed beyond it
+    state              text NOT NULL DEFAULT 'stopped',
+    command            text NOT NULL DEFAULT 'run',
+    command_lsn        pg_lsn,
+    command_id         bigint NOT NULL DEFAULT 0,
+    acknowledged_id    bigint NOT NULL DEFAULT 0,
+    lease_until        timestamptz,         -- a hold nobody renews ends by itself
+    changes            bigint NOT NULL DEFAULT 0,
+    transactions       bigint NOT NULL DEFAULT 0,
+    lag_seconds        double precision,    -- last marker round trip; null is unknown
+    lag_measured_at    timestamptz,
+    lag_bytes          bigint,
+    reported_at        timestamptz,
+    error              text
+);
+
+-- One exact comparison at one position.
+CREATE TABLE IF NOT EXISTS tenantferry.validations (
+    id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    tenant       text NOT NULL REFERENCES tenantferry.tenants,
+    run_id       text,
+    position     pg_lsn NOT NULL,
+    started_at   timestamptz NOT NULL,
+    finished_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    tables       integer NOT NULL,
+    chunks       integer NOT NULL,
+    rows         bigint NOT NULL,
+    mismatches   bigint NOT NULL        -- differing rows and failed probes; 0 is a match
+);
+CREATE INDEX IF NOT EXISTS validations_tenant_idx ON tenantferry.validations (tenant, id);
+
+-- What a validation found, by name.
+CREATE TABLE IF NOT EXISTS tenantferry.mismatches (
+    validation_id  bigint NOT NULL REFERENCES tenantferry.validations,
+    number         integer NOT NULL,
+    table_schema   text NOT NULL,
+    table_name     text NOT NULL,
+    kind           text NOT NULL,       -- missing, extra, different, orphan, isolation
+    row_key        text,
+    detail         text NOT NULL,
+    PRIMARY KEY (validation_id, number)
+);
+
+-- One attempt of a cutover, from PAUSE to RESUME. Each step is recorded when it is done.
+CREATE TABLE IF NOT EXISTS tenantferry.write_pauses (
+    id                 bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    tenant             text NOT NULL REFERENCES tenantferry.tenants,
+    run_id             text,
+    began_at           timestamptz NOT NULL DEFAULT clock_timestamp(),
+    deadline           timestamptz NOT NULL,
+    paused_at          timestamptz,
+    fenced_at          timestamptz,
+    final_lsn          pg_lsn,
+    drained_at         timestamptz,
+    sequences_at       timestamptz,
+    flipped_at         timestamptz,     -- from here on the tenant belongs to the target
+    resumed_at         timestamptz,
+    probed_at          timestamptz,
+    undone_at          timestamptz,
+    undo_reason        text,
+    fence              jsonb            -- what the fence took away, to give it back
+);
+CREATE INDEX IF NOT EXISTS write_pauses_tenant_idx ON tenantferry.write_pauses (tenant, id);
+-- At most one attempt of a tenant may be open.
+CREATE UNIQUE INDEX IF NOT EXISTS write_pauses_open_key ON tenantferry.write_pauses (tenant)
+    WHERE undone_at IS NULL AND resumed_at IS NULL;

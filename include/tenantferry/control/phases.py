@@ -1,0 +1,53 @@
+"""Where a tenant stands, and where it may go from there."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from tenantferry.errors import PermanentError
+
+
+class Phase(StrEnum):
+    """The phase of one tenant."""
+
+    REGISTERED = "registered"
+    PREPARED = "prepared"
+    BACKFILLING = "backfilling"
+    STREAMING = "streaming"
+    VALIDATED = "validated"
+    CUTTING_OVER = "cutting_over"
+    LIVE = "live"
+
+
+# Invariant: clients reach exactly one of source and target. Only CUTTING_OVER -> LIVE moves
+# them, and that move runs while every router instance is paused and the source is fenced.
+NEXT: dict[Phase, frozenset[Phase]] = {
+    Phase.REGISTERED: frozenset({Phase.PREPARED}),
+    Phase.PREPARED: frozenset({Phase.BACKFILLING}),
+    Phase.BACKFILLING: frozenset({Phase.STREAMING}),
+    # A lost slot cannot be caught up: the tenant is copied again.
+    Phase.STREAMING: frozenset({Phase.VALIDATED, Phase.BACKFILLING}),
+    # A later validation may find a mismatch.
+    Phase.VALIDATED: frozenset({Phase.CUTTING_OVER, Phase.STREAMING, Phase.BACKFILLING}),
+    # A cutover that undoes itself leaves the tenant as validated as it was.
+    Phase.CUTTING_OVER: frozenset({Phase.LIVE, Phase.VALIDATED}),
+    Phase.LIVE: frozenset(),
+}
+
+
+class IllegalPhaseError(PermanentError):
+    """A step was asked of a tenant that is not in the phase for it."""
+
+
+def check_move(tenant: str, current: Phase, wanted: Phase) -> None:
+    """
+    Check that a tenant may go from one phase to another.
+
+    :raises IllegalPhaseError: if the move is not in `NEXT`.
+    """
+    if wanted not in NEXT[current]:
+        allowed = ", ".join(sorted(NEXT[current])) or "nothing"
+        raise IllegalPhaseError(
+            f'tenant "{tenant}" cannot go from phase "{current}" to "{wanted}"',
+            detail=f"From there it can go to: {allowed}.",
+        )

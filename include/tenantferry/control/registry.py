@@ -1,0 +1,169 @@
+"""The registry of tenants and the audit trail of their phases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from uuid import UUID
+
+from psycopg2 import errors
+from psycopg2.extensions import connection
+from psycopg2.extensions import cursor as cursor_type
+
+from tenantferry.control.phases import IllegalPhaseError, Phase, check_move
+from tenantferry.errors import PermanentError
+from tenantferry.lsn import format_lsn
+
+# Any two sessions that apply the DDL would otherwise race on CREATE ... IF NOT EXISTS.
+_DDL_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('tenantferry control schema', 0))"
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """
+    The registry row of one tenant.
+
+    :ivar source_identity: system identifier of the source's cluster and the database's name.
+    :ivar run_id: the Airflow run that owns, or owned, the move.
+    """
+
+    tenant: str
+    tenant_id: UUID
+    phase: Phase
+    run_id: str | None
+    source_identity: str
+
+
+def ensure_control_schema(target: connection) -> None:
+    """
+    Create what is missing of the control schema.
+
+    :param target: open transaction; the caller commits.
+    """
+    ddl = resources.files("tenantferry.control").joinpath("control.sql").read_text("utf-8")
+    with target.cursor() as cursor:
+        cursor.execute(_DDL_LOCK)
+        cursor.execute(ddl)
+
+
+def read_registration(target: connection, tenant: str) -> Registration | None:
+    """
+    Return the registry row of a tenant, or ``None`` where there is none, or no registry yet.
+
+    :param target: open transaction or autocommit; only read.
+    """
+    with target.cursor() as cursor:
+        cursor.execute("SELECT to_regclass('tenantferry.tenants') IS NOT NULL")
+        if cursor.fetchone() == (False,):
+            return None
+        cursor.execute(
+            "SELECT tenant, tenant_id::text, phase, run_id, source_identity"
+            " FROM tenantferry.tenants WHERE tenant = %s",
+            (tenant,),
+        )
+        row = cursor.fetchone()
+    if row is None:
+        return None
+    return Registration(row[0], UUID(row[1]), Phase(row[2]), row[3], row[4])
+
+
+def require_registration(target: connection, tenant: str) -> Registration:
+    """
+    Return the registry row of a tenant that was prepared.
+
+    :raises IllegalPhaseError: if it was not.
+    """
+    registration = read_registration(target, tenant)
+    if registration is None:
+        raise IllegalPhaseError(
+            f'tenant "{tenant}" is not registered',
+            hint='Clear the task "prepare" and those after it.',
+        )
+    return registration
+
+
+def ensure_registered(
+    target: connection, *, tenant: str, tenant_id: UUID, source_identity: str, run_id: str | None
+) -> None:
+    """
+    Register a tenant, or take its registration over for this run.
+
+    :param target: open transaction; the caller commits.
+    :raises PermanentError: if the id or the source belongs to another tenant.
+    """
+    with target.cursor() as cursor:
+        try:
+            cursor.execute(
+                "INSERT INTO tenantferry.tenants (tenant, tenant_id, phase, run_id, source_identity)"
+                " VALUES (%s, %s, %s, %s, %s) ON CONFLICT (tenant) DO NOTHING",
+                (tenant, str(tenant_id), Phase.REGISTERED, run_id, source_identity),
+            )
+        except errors.UniqueViolation as error:
+            raise PermanentError(
+                f'tenant "{tenant}" clashes with a registered tenant',
+                detail=(error.diag.message_detail or "").strip(),
+                hint="Give it an id and a source database of its own.",
+            ) from None
+        if cursor.rowcount == 1:
+            _record(cursor, tenant, None, Phase.REGISTERED, run_id, None, "first run")
+            return
+        cursor.execute(
+            "UPDATE tenantferry.tenants SET run_id = %s"
+            " WHERE tenant = %s AND tenant_id = %s AND source_identity = %s",
+            (run_id, tenant, str(tenant_id), source_identity),
+        )
+        if cursor.rowcount == 0:
+            raise PermanentError(
+                f'tenant "{tenant}" is registered with another id or another source',
+                hint="A registered tenant keeps its id and its source; use another key.",
+            )
+
+
+def change_phase(
+    target: connection,
+    tenant: str,
+    wanted: Phase,
+    *,
+    run_id: str | None,
+    reason: str,
+    lsn: int | None = None,
+) -> None:
+    """
+    Move a tenant to another phase and record it. Being there already is not a change.
+
+    :param target: open transaction; the caller commits the change with what it stands for.
+    :raises IllegalPhaseError: if the tenant may not go there.
+    """
+    with target.cursor() as cursor:
+        cursor.execute(
+            "SELECT phase FROM tenantferry.tenants WHERE tenant = %s FOR UPDATE", (tenant,)
+        )
+        row = cursor.fetchone()
+        if row is None:
+            raise IllegalPhaseError(f'tenant "{tenant}" is not registered')
+        current = Phase(row[0])
+        if current is wanted:
+            return
+        check_move(tenant, current, wanted)
+        cursor.execute(
+            "UPDATE tenantferry.tenants SET phase = %s, changed_at = clock_timestamp()"
+            " WHERE tenant = %s",
+            (wanted, tenant),
+        )
+        _record(cursor, tenant, current, wanted, run_id, lsn, reason)
+
+
+def _record(
+    cursor: cursor_type,
+    tenant: str,
+    old: Phase | None,
+    new: Phase,
+    run_id: str | None,
+    lsn: int | None,
+    reason: str,
+) -> None:
+    cursor.execute(
+        "INSERT INTO tenantferry.phase_changes"
+        " (tenant, from_phase, to_phase, run_id, lsn, reason) VALUES (%s, %s, %s, %s, %s, %s)",
+        (tenant, old, new, run_id, None if lsn is None else format_lsn(lsn), reason),
+    )

@@ -1,0 +1,195 @@
+"""What ``fleet.yaml`` may say."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+# Every name made of a key (slot, publication, role, schema, origin, Dag) must fit into
+# NAMEDATALEN - 1 = 63 bytes; the longest prefix is "tenantferry_" with 12. A slot name allows
+# lower-case letters, digits and underscores only.
+MAX_KEY_LENGTH = 48
+TenantKey = Annotated[str, Field(pattern=rf"^[a-z][a-z0-9_]{{0,{MAX_KEY_LENGTH - 1}}}$")]
+Name = Annotated[str, Field(min_length=1, max_length=63)]
+QualifiedName = Annotated[str, Field(pattern=r"^[^.]+\.[^.]+$")]
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class _Declared(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TableKind(StrEnum):
+    """What happens to one table of a tenant."""
+
+    TENANT = "tenant"  # moved, with tenant_id
+    SHARED = "shared"  # reference data: compared, not copied
+    SKIP = "skip"  # left behind
+
+
+class Target(_Declared):
+    """
+    The shared multi-tenant database.
+
+    :ivar conn_id: Airflow connection of the migration role.
+    :ivar regions: regions it may hold; empty means every region.
+    """
+
+    conn_id: Name
+    regions: frozenset[str] = frozenset()
+
+
+class RouterInstance(_Declared):
+    """
+    One PgBouncer process.
+
+    :ivar admin_conn_id: Airflow connection to its admin console (database ``pgbouncer``).
+    :ivar aliases_file: the file it includes with ``%include``, where Airflow can write it; a
+        relative path starts at the folder of the fleet file.
+    """
+
+    admin_conn_id: Name
+    aliases_file: Path
+
+
+class Router(_Declared):
+    """
+    The poolers that carry the clients of a set of tenants.
+
+    :ivar target_host: the target as PgBouncer reaches it; by default as the Airflow connection
+        of the target says.
+    """
+
+    instances: Annotated[list[RouterInstance], Field(min_length=1)]
+    target_host: str | None = None
+    target_port: PositiveInt | None = None
+
+
+class Source(_Declared):
+    """
+    A tenant's own database.
+
+    :ivar conn_id: Airflow connection of the migration role.
+    :ivar database: needed where one connection serves many databases of a server; by default
+        the database of the connection.
+    """
+
+    conn_id: Name
+    database: Name | None = None
+
+
+class Settings(_Declared):
+    """
+    How a tenant is moved. ``defaults`` of the fleet file sets it for all, a tenant for itself.
+
+    :ivar router: name of an entry of ``routers``.
+    :ivar app_roles: roles on the source that the application logs in as.
+    :ivar approval: ask a person before the cutover.
+    :ivar tables: ``schema.table`` to what happens to it; a table not listed is a tenant table.
+    :ivar max_write_pause_seconds: a cutover whose pause takes longer undoes itself.
+    :ivar lag_threshold_seconds: a marker's round trip must stay below it ...
+    :ivar lag_samples: ... this many times in a row.
+    :ivar chunk_rows: rows that a chunk should have.
+    :ivar backfill_workers: chunks of this tenant copied at the same time.
+    :ivar slot_timeout_seconds: how long creating a slot may wait for open transactions.
+    :ivar validation_max_age_seconds: an older validation is repeated before the cutover.
+    :ivar stream_pool: Airflow pool of the long-running stream tasks.
+    """
+
+    router: str = "main"
+    region: str | None = None
+    size_class: str = "small"
+    app_roles: tuple[Name, ...] = ()
+    approval: bool = False
+    tables: dict[QualifiedName, TableKind] = {}
+    max_write_pause_seconds: PositiveFloat = 5.0
+    lag_threshold_seconds: PositiveFloat = 1.0
+    lag_samples: PositiveInt = 3
+    chunk_rows: PositiveInt = 50_000
+    backfill_workers: PositiveInt = 2
+    slot_timeout_seconds: PositiveFloat = 300.0
+    validation_max_age_seconds: PositiveFloat = 3600.0
+    stream_pool: Name = "tenantferry_streams"
+
+
+class Tenant(Settings):
+    """
+    One customer.
+
+    :ivar key: slug; names the Dag, the role, the slot.
+    :ivar id: value of ``tenant_id`` in the target.
+    :ivar alias: database name that its clients ask PgBouncer for; by default the key.
+    :ivar probe_conn_id: Airflow connection as the application, through PgBouncer; used to see
+        after a cutover what a client sees. By default ``<key>_app``.
+    """
+
+    key: TenantKey
+    id: UUID
+    source: Source
+    alias: Name = ""
+    probe_conn_id: Name = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_names(cls, data: object) -> object:
+        if isinstance(data, dict) and isinstance(data.get("key"), str):
+            return {"alias": data["key"], "probe_conn_id": f"{data['key']}_app", **data}
+        return data
+
+    @property
+    def dag_id(self) -> str:
+        """Dag that moves this tenant."""
+        return f"migrate_{self.key}"
+
+    @property
+    def role(self) -> str:
+        """Login role of this tenant in the target."""
+        return f"tenant_{self.key}"
+
+    @property
+    def schema_name(self) -> str:
+        """Schema of this tenant's sequences in the target."""
+        return f"t_{self.key}"
+
+    @property
+    def slot(self) -> str:
+        """Durable replication slot on the source."""
+        return f"tenantferry_{self.key}"
+
+    @property
+    def publication(self) -> str:
+        """Publication on the source."""
+        return f"tenantferry_{self.key}"
+
+    @property
+    def origin(self) -> str:
+        """Replication origin in the target."""
+        return f"tenantferry_{self.key}"
+
+    def kind_of(self, schema: str, table: str) -> TableKind:
+        """Return what happens to one table."""
+        return self.tables.get(f"{schema}.{table}", TableKind.TENANT)
+
+
+class Fleet(_Declared):
+    """
+    All that one target serves.
+
+    :ivar broken: tenants that cannot be used, and the sentence that says why.
+    """
+
+    target: Target
+    routers: dict[Name, Router]
+    tenants: dict[str, Tenant]
+    broken: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _check_no_tenant_is_both(self) -> Self:
+        if both := self.tenants.keys() & self.broken.keys():
+            raise ValueError(f"tenants are both usable and broken: {sorted(both)}")
+        return self

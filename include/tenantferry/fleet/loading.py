@@ -1,0 +1,173 @@
+"""Read ``fleet.yaml``: one bad tenant is an error of its own, not of the fleet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from tenantferry.errors import PermanentError
+from tenantferry.fleet.declaration import Fleet, Router, Settings, Target, Tenant
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_TOP_LEVEL = {"target", "routers", "defaults", "tenants"}
+
+
+class FleetError(PermanentError):
+    """The fleet file, or one tenant of it, is not usable."""
+
+
+def load_fleet(path: Path) -> Fleet:
+    """
+    Read and check the declared fleet.
+
+    A tenant that is not valid is listed in `Fleet.broken`; the others stay usable.
+
+    :raises FleetError: if the file itself, its target, its routers or its defaults are not valid.
+    """
+    document = _read_document(path)
+    target = _parse(Target, document.get("target"), path, "target")
+    routers = {
+        name: _resolve_paths(_parse(Router, value, path, f"routers.{name}"), path.parent)
+        for name, value in _mapping(document.get("routers"), path, "routers").items()
+    }
+    defaults = _mapping(document.get("defaults", {}), path, "defaults")
+    _parse(Settings, defaults, path, "defaults")
+    entries = document.get("tenants")
+    if not isinstance(entries, list):
+        raise FleetError(
+            f'"tenants" in fleet file "{path}" is not a list',
+            hint='Declare each tenant as an entry that starts with "- key: <slug>".',
+        )
+
+    tenants: dict[str, Tenant] = {}
+    broken: dict[str, str] = {}
+    repeated = _find_repeated(entries)
+    for number, entry in enumerate(entries, start=1):
+        name = _name_of(entry, number)
+        try:
+            tenants[name] = _parse_tenant(entry, name, defaults, routers, repeated, path)
+        except FleetError as error:
+            broken[name] = str(error)
+    for name in broken:
+        # A key that stands twice is broken as a whole: neither entry can be trusted.
+        tenants.pop(name, None)
+    return Fleet(target=target, routers=routers, tenants=tenants, broken=broken)
+
+
+def _read_document(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FleetError(
+            f'could not read fleet file "{path}"',
+            detail=str(error),
+            hint="Set TENANTFERRY_FLEET to the file, or create it.",
+        ) from None
+    except yaml.YAMLError as error:
+        raise FleetError(f'fleet file "{path}" is not YAML', detail=str(error)) from None
+    document = _mapping(document, path, "the document")
+    if unknown := sorted(document.keys() - _TOP_LEVEL):
+        raise FleetError(
+            f'fleet file "{path}" has unknown fields: {", ".join(unknown)}',
+            hint=f"Known fields are {', '.join(sorted(_TOP_LEVEL))}.",
+        )
+    return document
+
+
+def _mapping(value: object, path: Path, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise FleetError(
+            f'{place} in fleet file "{path}" is not a mapping',
+            detail=f"It is {type(value).__name__}.",
+        )
+    return value
+
+
+def _parse(model: type[Model], value: object, path: Path, place: str) -> Model:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        problems = [
+            f"{place}{''.join(f'.{part}' for part in problem['loc'])}: {problem['msg']}"
+            for problem in error.errors(include_url=False, include_input=False)
+        ]
+        raise FleetError(
+            f'{place} in fleet file "{path}" is not valid', detail="; ".join(problems) + "."
+        ) from None
+
+
+def _parse_tenant(
+    entry: object,
+    name: str,
+    defaults: Mapping[str, Any],
+    routers: Mapping[str, Router],
+    repeated: Mapping[str, set[str]],
+    path: Path,
+) -> Tenant:
+    place = f'tenant "{name}"'
+    fields = _mapping(entry, path, place)
+    tenant = _parse(Tenant, _merge(defaults, fields), path, place)
+    if tenant.router not in routers:
+        raise FleetError(
+            f'{place} in fleet file "{path}" is not valid',
+            detail=f'router: there is no router "{tenant.router}".',
+            hint=f"Declared routers are {', '.join(sorted(routers)) or 'none'}.",
+        )
+    for field, value in _identities(fields).items():
+        if value in repeated[field]:
+            raise FleetError(
+                f'{place} in fleet file "{path}" is not valid',
+                detail=f'{field}: "{value}" stands in more than one tenant.',
+                hint="Two tenants must not share a key, an id, an alias or a source database.",
+            )
+    return tenant
+
+
+def _merge(defaults: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**defaults, **fields}
+    if isinstance(defaults.get("tables"), dict) and isinstance(fields.get("tables"), dict):
+        merged["tables"] = {**defaults["tables"], **fields["tables"]}
+    return merged
+
+
+def _name_of(entry: object, number: int) -> str:
+    key = entry.get("key") if isinstance(entry, dict) else None
+    return key if isinstance(key, str) and key else f"#{number}"
+
+
+def _identities(entry: Mapping[str, Any]) -> dict[str, str]:
+    """Return what must not stand twice in a fleet: field to value, as text."""
+    found = {"key": str(entry.get("key")), "id": str(entry.get("id")).lower()}
+    found["alias"] = str(entry.get("alias", entry.get("key")))
+    source = entry.get("source")
+    if isinstance(source, dict):
+        found["source"] = f"{source.get('conn_id')}/{source.get('database', '')}"
+    return found
+
+
+def _find_repeated(entries: list[object]) -> dict[str, set[str]]:
+    counts: dict[str, Counter[str]] = {
+        field: Counter() for field in ("key", "id", "alias", "source")
+    }
+    for entry in entries:
+        if isinstance(entry, dict):
+            for field, value in _identities(entry).items():
+                counts[field][value] += 1
+    return {field: {v for v, n in counter.items() if n > 1} for field, counter in counts.items()}
+
+
+def _resolve_paths(router: Router, folder: Path) -> Router:
+    return router.model_copy(
+        update={
+            "instances": [
+                instance.model_copy(update={"aliases_file": folder / instance.aliases_file})
+                for instance in router.instances
+            ]
+        }
+    )

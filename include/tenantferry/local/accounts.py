@@ -1,0 +1,63 @@
+"""Servers refuse to run as root: who runs them instead, and where their files may lie."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pwd
+import socket
+from pathlib import Path
+
+_SERVICE_USERS = ("postgres", "nobody")
+
+
+def service_user() -> str | None:
+    """Return the account that servers run as, or ``None`` where we are not root."""
+    if os.geteuid() != 0:
+        return None
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    return next(name for name in _SERVICE_USERS if name in names)
+
+
+def servers_directory(wanted: Path) -> Path:
+    """
+    Return a folder for server files that the service account can reach.
+
+    That is *wanted*, but where a folder above it is closed to others (a checkout below root's
+    home), one below ``/var/tmp`` of a name that depends on *wanted*.
+    """
+    wanted = wanted.resolve()
+    if service_user() is None or _is_open(wanted):
+        chosen = wanted
+    else:
+        digest = hashlib.sha256(str(wanted).encode()).hexdigest()[:12]
+        chosen = Path("/var/tmp") / f"tenantferry-{digest}"
+    chosen.mkdir(parents=True, exist_ok=True)
+    chosen.chmod(0o755)
+    return chosen
+
+
+def give_to_service_user(path: Path) -> None:
+    """Make the service account the owner of one file or folder."""
+    name = service_user()
+    if name is not None:
+        entry = pwd.getpwnam(name)
+        os.chown(path, entry.pw_uid, entry.pw_gid)
+
+
+def is_reachable(path: Path) -> bool:
+    """Tell whether the service account can reach *path*."""
+    return service_user() is None or _is_open(path.resolve())
+
+
+def free_port() -> int:
+    """Return a TCP port that was free on loopback a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _is_open(path: Path) -> bool:
+    existing = [parent for parent in path.parents if parent.exists()]
+    return all(parent.stat().st_mode & 0o001 for parent in existing)

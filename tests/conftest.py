@@ -1,0 +1,138 @@
+"""Real servers for every test: sources on the oldest version at hand, the target on the newest."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from importlib import resources
+from itertools import count
+from pathlib import Path
+
+import pytest
+from psycopg2.extensions import connection
+
+from tenantferry.connections import ConnectionParams, open_connection
+from tenantferry.control.registry import ensure_control_schema
+from tenantferry.local.accounts import servers_directory
+from tenantferry.local.postgres import PostgresServer, find_installations
+
+# A crash of a process loses nothing that it wrote; only a crash of the machine would.
+_TEST_SETTINGS = {"fsync": "off", "full_page_writes": "off"}
+MIGRATION_PASSWORD = secrets.token_urlsafe(12)
+_numbers = count(1)
+
+
+def _run_server(name: str, *, newest: bool) -> Iterator[PostgresServer]:
+    installations = find_installations()
+    base = servers_directory(Path(tempfile.mkdtemp(prefix="tenantferry-test-")))
+    server = PostgresServer(
+        base / name, installations[0 if newest else -1], settings=_TEST_SETTINGS
+    )
+    try:
+        server.start()
+        server.psql("-c", f"CREATE ROLE tenantferry LOGIN PASSWORD '{MIGRATION_PASSWORD}'")
+        yield server
+    finally:
+        server.stop("immediate")
+        shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def source_server() -> Iterator[PostgresServer]:
+    """A cluster for sources."""
+    for server in _run_server("source", newest=False):
+        server.psql(
+            "-c",
+            "ALTER ROLE tenantferry REPLICATION",
+            "-c",
+            "CREATE ROLE app_owner LOGIN PASSWORD 'owner'",
+        )
+        yield server
+
+
+@pytest.fixture(scope="session")
+def target_server() -> Iterator[PostgresServer]:
+    """A cluster for targets."""
+    yield from _run_server("target", newest=True)
+
+
+@pytest.fixture
+def source_params(source_server: PostgresServer) -> Iterator[ConnectionParams]:
+    """An empty source database owned by ``app_owner``, as the migration role sees it."""
+    name = f"source_{next(_numbers)}"
+    source_server.psql("-c", f"CREATE DATABASE {name} OWNER app_owner")
+    _apply_privileges(source_server, "source_privileges.sql", name, "--set=owner=app_owner")
+    yield _migration_params(source_server, name)
+    source_server.psql(
+        "-c", f"SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = '{name}'",
+        "-c", f"ALTER DATABASE {name} WITH CONNECTION LIMIT -1",
+    )  # fmt: skip
+    _drop_slots(source_server, name)
+    source_server.psql("-c", f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def source(source_params: ConnectionParams) -> Iterator[connection]:
+    """The migration role's session on an empty source, in autocommit."""
+    opened = open_connection(source_params, purpose="test", autocommit=True)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def source_owner(source_params: ConnectionParams) -> Iterator[connection]:
+    """The application owner's session on the same source, in autocommit: a client."""
+    params = ConnectionParams(
+        source_params.host, source_params.port, "app_owner", source_params.database, "owner"
+    )
+    opened = open_connection(
+        params, purpose="test client", autocommit=True, settings={"search_path": "public"}
+    )
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def target_params(target_server: PostgresServer) -> Iterator[ConnectionParams]:
+    """A target database with its control schema, as the migration role sees it."""
+    name = f"target_{next(_numbers)}"
+    target_server.psql("-c", f"CREATE DATABASE {name}")
+    _apply_privileges(target_server, "target_privileges.sql", name)
+    params = _migration_params(target_server, name)
+    opened = open_connection(params, purpose="test setup")
+    with opened:
+        ensure_control_schema(opened)
+    opened.close()
+    yield params
+    target_server.psql("-c", f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def target(target_params: ConnectionParams) -> Iterator[connection]:
+    """The migration role's session in a target, in autocommit."""
+    opened = open_connection(target_params, purpose="test", autocommit=True)
+    yield opened
+    opened.close()
+
+
+def _migration_params(server: PostgresServer, database: str) -> ConnectionParams:
+    superuser = server.superuser
+    return ConnectionParams(
+        superuser.host, superuser.port, "tenantferry", database, MIGRATION_PASSWORD
+    )
+
+
+def _apply_privileges(server: PostgresServer, file: str, database: str, *arguments: str) -> None:
+    script = resources.files("tenantferry.schema").joinpath(file)
+    with resources.as_file(script) as path:
+        server.psql(*arguments, f"--file={path}", database=database)
+
+
+def _drop_slots(server: PostgresServer, database: str) -> None:
+    server.psql(
+        "-c",
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
+        f" WHERE database = '{database}' AND NOT temporary",
+    )
