@@ -31,13 +31,13 @@ def load_fleet(path: Path) -> Fleet:
     :raises FleetError: if the file itself, its target, its routers or its defaults are not valid.
     """
     document = _read_document(path)
-    target = _parse(Target, document.get("target"), path, "target")
+    target = _parse(Target, document.get("target"), path, '"target"')
     routers = {
-        name: _resolve_paths(_parse(Router, value, path, f"routers.{name}"), path.parent)
-        for name, value in _mapping(document.get("routers"), path, "routers").items()
+        name: _resolve_paths(_parse(Router, value, path, f'router "{name}"'), path.parent)
+        for name, value in _mapping(document.get("routers"), path, '"routers"').items()
     }
-    defaults = _mapping(document.get("defaults", {}), path, "defaults")
-    _parse(Settings, defaults, path, "defaults")
+    defaults = _mapping(document.get("defaults", {}), path, '"defaults"')
+    _parse(Settings, defaults, path, '"defaults"')
     entries = document.get("tenants")
     if not isinstance(entries, list):
         raise FleetError(
@@ -51,7 +51,14 @@ def load_fleet(path: Path) -> Fleet:
     for number, entry in enumerate(entries, start=1):
         name = _name_of(entry, number)
         try:
-            tenants[name] = _parse_tenant(entry, name, defaults, routers, repeated, path)
+            tenants[name] = _parse_tenant(
+                entry,
+                name=name,
+                defaults=defaults,
+                routers=routers,
+                repeated=repeated,
+                path=path,
+            )
         except FleetError as error:
             broken[name] = str(error)
     for name in broken:
@@ -94,7 +101,7 @@ def _parse(model: type[Model], value: object, path: Path, place: str) -> Model:
         return model.model_validate(value)
     except ValidationError as error:
         problems = [
-            f"{place}{''.join(f'.{part}' for part in problem['loc'])}: {problem['msg']}"
+            f"{_field_of(problem['loc']) or place}: {problem['msg']}"
             for problem in error.errors(include_url=False, include_input=False)
         ]
         raise FleetError(
@@ -102,8 +109,14 @@ def _parse(model: type[Model], value: object, path: Path, place: str) -> Model:
         ) from None
 
 
+def _field_of(location: tuple[int | str, ...]) -> str:
+    # pydantic marks a mapping's key that is wrong itself with a last part "[key]".
+    return ".".join(str(part) for part in location if part != "[key]")
+
+
 def _parse_tenant(
     entry: object,
+    *,
     name: str,
     defaults: Mapping[str, Any],
     routers: Mapping[str, Router],

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from itertools import pairwise
+from uuid import UUID
+
+import pytest
+from psycopg2.extensions import connection
+
+from tenantferry.control.phases import NEXT, IllegalPhaseError, Phase
+from tenantferry.control.registry import (
+    change_phase,
+    ensure_control_schema,
+    ensure_registered,
+    read_registration,
+)
+from tenantferry.errors import PermanentError
+
+ACME = UUID("7f3b1c52-0000-4000-8000-000000000001")
+GLOBEX = UUID("7f3b1c52-0000-4000-8000-000000000002")
+WAY = (
+    Phase.REGISTERED,
+    Phase.PREPARED,
+    Phase.BACKFILLING,
+    Phase.STREAMING,
+    Phase.VALIDATED,
+    Phase.CUTTING_OVER,
+    Phase.LIVE,
+)
+
+
+def register(
+    target: connection, key: str = "acme", tenant_id: UUID = ACME, source: str = "1/acme"
+) -> None:
+    ensure_registered(
+        target, tenant=key, tenant_id=tenant_id, source_identity=source, run_id="run 1"
+    )
+
+
+def test_ensure_control_schema_may_run_again(target: connection) -> None:
+    register(target)
+
+    ensure_control_schema(target)
+
+    assert read_registration(target, "acme") is not None
+
+
+def test_change_phase_records_every_step_of_the_way(target: connection) -> None:
+    register(target)
+    for phase in WAY[1:]:
+        change_phase(target, "acme", phase, run_id="run 1", reason="test", lsn=16)
+
+    with target.cursor() as cursor:
+        cursor.execute("SELECT from_phase, to_phase FROM tenantferry.phase_changes ORDER BY id")
+        assert cursor.fetchall() == [(None, WAY[0]), *pairwise(WAY)]
+
+
+def test_change_phase_to_the_same_phase_records_nothing(target: connection) -> None:
+    register(target)
+
+    change_phase(target, "acme", Phase.REGISTERED, run_id="run 2", reason="again")
+
+    with target.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM tenantferry.phase_changes")
+        assert cursor.fetchone() == (1,)
+
+
+@pytest.mark.parametrize(
+    ("current", "wanted"),
+    [(a, b) for a in Phase for b in Phase if a is not b and b not in NEXT[a]],
+    ids=str,
+)
+def test_change_phase_refuses_what_the_table_does_not_list(
+    target: connection, current: Phase, wanted: Phase
+) -> None:
+    register(target)
+    for phase in WAY[1 : WAY.index(current) + 1]:
+        change_phase(target, "acme", phase, run_id=None, reason="test")
+
+    with pytest.raises(IllegalPhaseError, match=f'from phase "{current}" to "{wanted}"'):
+        change_phase(target, "acme", wanted, run_id=None, reason="test")
+
+
+@pytest.mark.parametrize(
+    ("key", "tenant_id", "source"),
+    [
+        ("globex", ACME, "1/globex"),
+        ("globex", GLOBEX, "1/acme"),
+        ("acme", GLOBEX, "1/acme"),
+        ("acme", ACME, "1/globex"),
+    ],
+    ids=["same id", "same source", "key with another id", "key with another source"],
+)
+def test_ensure_registered_refuses_a_clash(
+    target: connection, key: str, tenant_id: UUID, source: str
+) -> None:
+    register(target)
+
+    with pytest.raises(PermanentError):
+        register(target, key, tenant_id, source)
+
+
+def test_read_registration_knows_a_target_without_registry(target: connection) -> None:
+    with target.cursor() as cursor:
+        cursor.execute("DROP SCHEMA tenantferry CASCADE")
+
+    assert read_registration(target, "acme") is None
