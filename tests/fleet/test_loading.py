@@ -78,7 +78,7 @@ def test_names_of_the_longest_key_fit_into_63_bytes(tmp_path: Path) -> None:
         (("public.imports: skip", "imports: skip"), "tables.imports"),
         (("conn_id: source_1, database: globex", "database: globex"), "source.conn_id"),
         (
-            ("id: 7f3b1c52-0000-4000-8000-000000000002", "id: 7F3B1C52-0000-4000-8000-000000000001"),
+            ("7f3b1c52-0000-4000-8000-000000000002", "7F3B1C52-0000-4000-8000-000000000001"),
             "id",
         ),
         (("database: globex", "database: acme"), "source"),

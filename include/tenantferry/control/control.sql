@@ -3,7 +3,7 @@
 
 CREATE SCHEMA IF NOT EXISTS tenantferry;
 
-COMMENT ON SCHEMA tenantferry IS 'Runtime state of Tenantferry. See docs/control-schema.md.';
+COMMENT ON SCHEMA tenantferry IS 'Runtime state of Tenantferry: written by its tasks, safe to read.';
 
 -- One row per tenant that was ever prepared: the registry.
 CREATE TABLE IF NOT EXISTS tenantferry.tenants (
