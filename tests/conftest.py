@@ -66,9 +66,10 @@ def source_params(source_server: PostgresServer) -> Iterator[ConnectionParams]:
     _apply_privileges(source_server, "source_privileges.sql", name, "--set=owner=app_owner")
     yield _migration_params(source_server, name)
     source_server.psql(
-        "-c", f"SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = '{name}'",
-        "-c", f"ALTER DATABASE {name} WITH CONNECTION LIMIT -1",
-    )  # fmt: skip
+        "-c",
+        "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots"
+        f" WHERE database = '{name}'",
+    )
     _drop_slots(source_server, name)
     source_server.psql("-c", f"DROP DATABASE {name} WITH (FORCE)")
 

@@ -1,1 +1,1 @@
-"""The engine of Tenantferry: moves tenants between Postgres databases. It does not import Airflow."""
+"""The engine: moves tenants between Postgres databases. It does not import Airflow."""

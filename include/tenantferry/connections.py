@@ -22,6 +22,7 @@ SESSION_SETTINGS: Mapping[str, str] = {
     "statement_timeout": "0",
     "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
     "default_transaction_read_only": "off",
     "row_security": "off",
 }
@@ -79,7 +80,7 @@ def open_connection(
     :raises PermanentError: if the server refuses this login.
     """
     merged = {**SESSION_SETTINGS, **(settings or {})}
-    opened = _connect(params, purpose, options=_encode_settings(merged))
+    opened: connection = _connect(params, purpose, options=_encode_settings(merged))
     opened.autocommit = autocommit
     return opened
 
@@ -93,13 +94,31 @@ def open_replication_connection(
     :raises TransientError: if the server could not be reached.
     :raises PermanentError: if the server refuses this login.
     """
-    settings = {"client_encoding": "UTF8", "statement_timeout": "0", "lock_timeout": "0"}
+    settings = {
+        "client_encoding": "UTF8",
+        "statement_timeout": "0",
+        "lock_timeout": "0",
+        # A session that has exported a snapshot waits, within a transaction, until it is used.
+        "idle_in_transaction_session_timeout": "0",
+        "idle_session_timeout": "0",
+    }
     opened: LogicalReplicationConnection = _connect(
         params,
         purpose,
         options=_encode_settings(settings),
         connection_factory=LogicalReplicationConnection,
     )
+    return opened
+
+
+def open_client_connection(params: ConnectionParams, *, purpose: str) -> connection:
+    """
+    Open a session as an application does, also through PgBouncer: no setting of ours.
+
+    :raises TransientError: if the database could not be reached.
+    :raises PermanentError: if the login is refused.
+    """
+    opened: connection = _connect(params, purpose)
     return opened
 
 
@@ -112,7 +131,7 @@ def open_admin_console(params: ConnectionParams, *, purpose: str) -> connection:
     :raises TransientError: if PgBouncer could not be reached.
     :raises PermanentError: if PgBouncer refuses this login.
     """
-    opened = _connect(params, purpose)
+    opened: connection = _connect(params, purpose)
     opened.autocommit = True
     return opened
 

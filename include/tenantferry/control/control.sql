@@ -121,9 +121,11 @@ CREATE TABLE IF NOT EXISTS tenantferry.write_pauses (
     flipped_at         timestamptz,     -- from here on the tenant belongs to the target
     resumed_at         timestamptz,
     probed_at          timestamptz,
+    undoing_at         timestamptz,     -- from here on it cannot be flipped any more
     undone_at          timestamptz,
     undo_reason        text,
-    fence              jsonb            -- what the fence took away, to give it back
+    fence              jsonb,           -- what the fence takes away, to give it back
+    sequences          jsonb            -- what each sequence was set to in the target
 );
 CREATE INDEX IF NOT EXISTS write_pauses_tenant_idx ON tenantferry.write_pauses (tenant, id);
 -- At most one attempt of a tenant may be open.

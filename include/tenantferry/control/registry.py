@@ -94,7 +94,8 @@ def ensure_registered(
     with target.cursor() as cursor:
         try:
             cursor.execute(
-                "INSERT INTO tenantferry.tenants (tenant, tenant_id, phase, run_id, source_identity)"
+                "INSERT INTO tenantferry.tenants"
+                " (tenant, tenant_id, phase, run_id, source_identity)"
                 " VALUES (%s, %s, %s, %s, %s) ON CONFLICT (tenant) DO NOTHING",
                 (tenant, str(tenant_id), Phase.REGISTERED, run_id, source_identity),
             )
@@ -105,7 +106,14 @@ def ensure_registered(
                 hint="Give it an id and a source database of its own.",
             ) from None
         if cursor.rowcount == 1:
-            _record(cursor, tenant, None, Phase.REGISTERED, run_id, None, "first run")
+            _record(
+                cursor,
+                tenant,
+                (None, Phase.REGISTERED),
+                run_id=run_id,
+                lsn=None,
+                reason="first run",
+            )
             return
         cursor.execute(
             "UPDATE tenantferry.tenants SET run_id = %s"
@@ -150,14 +158,14 @@ def change_phase(
             " WHERE tenant = %s",
             (wanted, tenant),
         )
-        _record(cursor, tenant, current, wanted, run_id, lsn, reason)
+        _record(cursor, tenant, (current, wanted), run_id=run_id, lsn=lsn, reason=reason)
 
 
 def _record(
     cursor: cursor_type,
     tenant: str,
-    old: Phase | None,
-    new: Phase,
+    move: tuple[Phase | None, Phase],
+    *,
     run_id: str | None,
     lsn: int | None,
     reason: str,
@@ -165,5 +173,5 @@ def _record(
     cursor.execute(
         "INSERT INTO tenantferry.phase_changes"
         " (tenant, from_phase, to_phase, run_id, lsn, reason) VALUES (%s, %s, %s, %s, %s, %s)",
-        (tenant, old, new, run_id, None if lsn is None else format_lsn(lsn), reason),
+        (tenant, *move, run_id, None if lsn is None else format_lsn(lsn), reason),
     )

@@ -31,7 +31,8 @@ def servers_directory(wanted: Path) -> Path:
         chosen = wanted
     else:
         digest = hashlib.sha256(str(wanted).encode()).hexdigest()[:12]
-        chosen = Path("/var/tmp") / f"tenantferry-{digest}"
+        # Open to every account, and kept when the machine starts again.
+        chosen = Path("/var/tmp") / f"tenantferry-{digest}"  # noqa: S108 - the name is ours alone
     chosen.mkdir(parents=True, exist_ok=True)
     chosen.chmod(0o755)
     return chosen

@@ -1,0 +1,202 @@
+"""Rounds and chunks of a backfill, as the control schema keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from psycopg2.extensions import connection
+from psycopg2.extras import execute_values
+
+from tenantferry.lsn import format_lsn, parse_lsn
+
+_MARK_DONE = """
+UPDATE tenantferry.chunks AS chunk
+   SET rows = %(rows)s, bytes = %(bytes)s, done_at = clock_timestamp()
+  FROM tenantferry.rounds AS round
+ WHERE chunk.tenant = %(tenant)s AND chunk.table_schema = %(schema)s
+   AND chunk.table_name = %(table)s AND chunk.chunk = %(number)s AND chunk.done_at IS NULL
+   AND round.tenant = chunk.tenant AND round.round = chunk.round
+   AND round.consistent_point = %(consistent_point)s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """
+    The chunks copied under one snapshot.
+
+    :ivar consistent_point: LSN of the snapshot; it tells one attempt from another.
+    """
+
+    number: int
+    consistent_point: int
+    started_at: datetime
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRecord:
+    """
+    One chunk, see `tenantferry.backfill.chunk.Chunk`.
+
+    :ivar round: the round that copies it.
+    :ivar rows: copied rows; ``None`` until it is done.
+    :ivar bytes: of the COPY data.
+    """
+
+    schema: str
+    table: str
+    number: int
+    key_columns: tuple[str, ...]
+    lower: tuple[str, ...] | None
+    upper: tuple[str, ...] | None
+    estimated_rows: int
+    round: int | None = None
+    rows: int | None = None
+    bytes: int | None = None
+    done_at: datetime | None = None
+
+
+def start_round(target: connection, tenant: str, *, number: int, consistent_point: int) -> None:
+    """
+    Record that chunks are about to be copied under a snapshot.
+
+    :param target: open transaction; the caller commits.
+    """
+    with target.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO tenantferry.rounds (tenant, round, consistent_point) VALUES (%s, %s, %s)",
+            (tenant, number, format_lsn(consistent_point)),
+        )
+
+
+def finish_round(target: connection, tenant: str, *, number: int, consistent_point: int) -> bool:
+    """
+    Record the end of a round, if all its chunks are done and no later attempt replaced it.
+
+    :param target: open transaction; the caller commits.
+    """
+    with target.cursor() as cursor:
+        cursor.execute(
+            "UPDATE tenantferry.rounds AS round SET finished_at = clock_timestamp()"
+            " WHERE tenant = %s AND round = %s AND consistent_point = %s"
+            " AND NOT EXISTS (SELECT FROM tenantferry.chunks AS chunk"
+            " WHERE chunk.tenant = round.tenant AND chunk.done_at IS NULL)",
+            (tenant, number, format_lsn(consistent_point)),
+        )
+        return bool(cursor.rowcount == 1)
+
+
+def read_last_round(target: connection, tenant: str) -> RoundRecord | None:
+    """Return the latest round of a tenant."""
+    with target.cursor() as cursor:
+        cursor.execute(
+            "SELECT round, consistent_point::text, started_at, finished_at"
+            " FROM tenantferry.rounds WHERE tenant = %s ORDER BY round DESC LIMIT 1",
+            (tenant,),
+        )
+        row = cursor.fetchone()
+    return None if row is None else RoundRecord(row[0], parse_lsn(row[1]), row[2], row[3])
+
+
+def store_chunks(target: connection, tenant: str, chunks: Iterable[ChunkRecord]) -> None:
+    """
+    Write planned chunks.
+
+    :param target: open transaction; the caller commits.
+    """
+    with target.cursor() as cursor:
+        execute_values(
+            cursor,
+            "INSERT INTO tenantferry.chunks (tenant, table_schema, table_name, chunk,"
+            " key_columns, lower, upper, estimated_rows, round) VALUES %s",
+            (
+                (
+                    tenant,
+                    chunk.schema,
+                    chunk.table,
+                    chunk.number,
+                    list(chunk.key_columns),
+                    None if chunk.lower is None else list(chunk.lower),
+                    None if chunk.upper is None else list(chunk.upper),
+                    chunk.estimated_rows,
+                    chunk.round,
+                )
+                for chunk in chunks
+            ),
+            # An empty array has no type of its own.
+            template="(%s, %s, %s, %s, %s::text[], %s::text[], %s::text[], %s, %s)",
+        )
+
+
+def read_chunks(target: connection, tenant: str) -> list[ChunkRecord]:
+    """Return all chunks of a tenant, per table in key order."""
+    with target.cursor() as cursor:
+        cursor.execute(
+            "SELECT table_schema, table_name, chunk, key_columns, lower, upper, estimated_rows,"
+            " round, rows, bytes, done_at FROM tenantferry.chunks WHERE tenant = %s"
+            " ORDER BY table_schema, table_name, chunk",
+            (tenant,),
+        )
+        return [
+            ChunkRecord(
+                schema,
+                table,
+                number,
+                tuple(key_columns),
+                None if lower is None else tuple(lower),
+                None if upper is None else tuple(upper),
+                *rest,
+            )
+            for schema, table, number, key_columns, lower, upper, *rest in cursor
+        ]
+
+
+def mark_chunk_done(
+    target: connection,
+    tenant: str,
+    *,
+    schema: str,
+    table: str,
+    number: int,
+    consistent_point: int,
+    rows: int,
+    bytes_copied: int,
+) -> bool:
+    """
+    Mark a chunk as copied, if it still belongs to the attempt that copied it.
+
+    :param target: open transaction that holds the chunk's rows; the caller commits both, or
+        rolls back when this returns false: a later attempt has started over meanwhile.
+    :param consistent_point: LSN of the snapshot that the rows were read under.
+    """
+    with target.cursor() as cursor:
+        cursor.execute(
+            _MARK_DONE,
+            {
+                "tenant": tenant,
+                "schema": schema,
+                "table": table,
+                "number": number,
+                "consistent_point": format_lsn(consistent_point),
+                "rows": rows,
+                "bytes": bytes_copied,
+            },
+        )
+        return bool(cursor.rowcount == 1)
+
+
+def forget_chunks(target: connection, tenant: str) -> None:
+    """
+    Delete all chunks and rounds of a tenant, so that no earlier attempt can finish a chunk.
+
+    Waits for a chunk that is being committed right now. So rows deleted *after* the commit of
+    this include those of every chunk that any earlier attempt can ever commit.
+
+    :param target: open transaction; the caller commits.
+    """
+    with target.cursor() as cursor:
+        cursor.execute("DELETE FROM tenantferry.chunks WHERE tenant = %s", (tenant,))
+        cursor.execute("DELETE FROM tenantferry.rounds WHERE tenant = %s", (tenant,))

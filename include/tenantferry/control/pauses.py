@@ -1,0 +1,231 @@
+"""
+The attempts of cutovers: one row each, from PAUSE to RESUME.
+
+The row decides who wins. An attempt is flipped only while nobody undoes it, and undone only while
+it is not flipped; both take the row first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from psycopg2 import sql
+from psycopg2.extensions import connection
+from psycopg2.extras import Json
+
+from tenantferry.errors import TransientError
+from tenantferry.lsn import format_lsn, parse_lsn
+
+
+class PauseStep(StrEnum):
+    """The steps that are recorded, in their order; each value names its column."""
+
+    PAUSED = "paused_at"
+    FENCED = "fenced_at"
+    DRAINED = "drained_at"
+    SEQUENCES = "sequences_at"
+    FLIPPED = "flipped_at"
+    RESUMED = "resumed_at"
+
+
+@dataclass(frozen=True, slots=True)
+class WritePause:
+    """
+    One attempt.
+
+    :ivar id: also the number in the comments of the alias files.
+    :ivar fence: what the fence takes away, to give it back; empty where there is none.
+    :ivar reached: the steps that are done, and when.
+    :ivar is_given_up: whether it cannot be flipped any more.
+    """
+
+    id: int
+    tenant: str
+    began_at: datetime
+    final_lsn: int | None
+    undone_at: datetime | None
+    probed_at: datetime | None
+    fence: dict[str, Any]
+    sequences: dict[str, int]
+    reached: dict[PauseStep, datetime]
+    is_given_up: bool
+
+    @property
+    def is_flipped(self) -> bool:
+        """Whether the tenant belongs to the target."""
+        return PauseStep.FLIPPED in self.reached
+
+
+class AttemptLostError(TransientError):
+    """Another process undoes this attempt, or has undone it."""
+
+
+_COLUMNS = (
+    "id, tenant, began_at, final_lsn::text, undone_at, probed_at, fence, sequences,"
+    " paused_at, fenced_at, drained_at, sequences_at, flipped_at, resumed_at,"
+    " undoing_at IS NOT NULL"
+)
+
+
+def begin_pause(
+    target: connection, tenant: str, *, run_id: str | None, seconds: float, fence: dict[str, Any]
+) -> int:
+    """
+    Open an attempt.
+
+    :param target: open transaction; the caller commits it before it pauses anything.
+    :param seconds: how long the pause may take.
+    :return: its id.
+    """
+    with target.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO tenantferry.write_pauses (tenant, run_id, fence, deadline)"
+            " VALUES (%s, %s, %s, clock_timestamp() + make_interval(secs => %s)) RETURNING id",
+            (tenant, run_id, Json(fence), seconds),
+        )
+        row = cursor.fetchone()
+    attempt: int = row[0] if row else 0
+    return attempt
+
+
+def read_open_pause(target: connection, tenant: str) -> WritePause | None:
+    """Return the attempt of a tenant that was neither undone nor brought to its end."""
+    return _read(
+        target,
+        sql.SQL("WHERE tenant = {} AND undone_at IS NULL AND resumed_at IS NULL"),
+        tenant,
+    )
+
+
+def read_flipped_pause(target: connection, tenant: str) -> WritePause | None:
+    """Return the latest attempt of a tenant that moved it to the target."""
+    return _read(
+        target,
+        sql.SQL("WHERE tenant = {} AND flipped_at IS NOT NULL ORDER BY id DESC LIMIT 1"),
+        tenant,
+    )
+
+
+def lock_pause(target: connection, attempt: int) -> WritePause:
+    """
+    Take the row of an attempt until the end of the transaction, and return it.
+
+    :param target: open transaction.
+    """
+    found = _read(target, sql.SQL("WHERE id = {} FOR UPDATE"), attempt)
+    if found is None:
+        raise TransientError(f"cutover attempt {attempt} is not recorded")
+    return found
+
+
+def record_step(
+    target: connection,
+    attempt: int,
+    step: PauseStep,
+    *,
+    final_lsn: int | None = None,
+    sequences: dict[str, int] | None = None,
+) -> None:
+    """
+    Record a step that is done; recording it again keeps the first time.
+
+    :param target: open transaction; the caller commits.
+    :raises AttemptLostError: if the attempt is being undone.
+    """
+    with target.cursor() as cursor:
+        cursor.execute(
+            sql.SQL(
+                "UPDATE tenantferry.write_pauses SET {step} = coalesce({step}, clock_timestamp()),"
+                " final_lsn = coalesce(%s, final_lsn), sequences = coalesce(%s, sequences)"
+                " WHERE id = %s AND undoing_at IS NULL"
+            ).format(step=sql.Identifier(step)),
+            (
+                None if final_lsn is None else format_lsn(final_lsn),
+                None if sequences is None else Json(sequences),
+                attempt,
+            ),
+        )
+        if cursor.rowcount == 0:
+            raise _lost(attempt)
+
+
+def hold_pause(target: connection, attempt: int) -> None:
+    """
+    Take the row of an attempt: until the end of the transaction nobody can begin to undo it.
+
+    :param target: open transaction.
+    :raises AttemptLostError: if somebody began already.
+    """
+    if lock_pause(target, attempt).is_given_up:
+        raise _lost(attempt)
+
+
+def record_probe(target: connection, tenant: str) -> None:
+    """Record that the tenant was seen through the router. The caller commits."""
+    with target.cursor() as cursor:
+        cursor.execute(
+            "UPDATE tenantferry.write_pauses SET probed_at = clock_timestamp() WHERE id ="
+            " (SELECT max(id) FROM tenantferry.write_pauses"
+            " WHERE tenant = %s AND flipped_at IS NOT NULL)",
+            (tenant,),
+        )
+
+
+def claim_undo(target: connection, attempt: int, *, reason: str) -> bool:
+    """
+    Decide that an attempt is undone: once this is committed it cannot be flipped any more.
+
+    :param target: open transaction; the caller commits, and then undoes.
+    :return: ``False`` if the attempt is flipped already.
+    """
+    with target.cursor() as cursor:
+        cursor.execute(
+            "UPDATE tenantferry.write_pauses SET undoing_at = coalesce(undoing_at,"
+            " clock_timestamp()), undo_reason = coalesce(undo_reason, %s)"
+            " WHERE id = %s AND flipped_at IS NULL",
+            (reason, attempt),
+        )
+        return bool(cursor.rowcount)
+
+
+def record_undone(target: connection, attempt: int) -> None:
+    """Record that nothing of an attempt is left. The caller commits."""
+    with target.cursor() as cursor:
+        cursor.execute(
+            "UPDATE tenantferry.write_pauses SET undone_at = clock_timestamp() WHERE id = %s",
+            (attempt,),
+        )
+
+
+def _lost(attempt: int) -> AttemptLostError:
+    return AttemptLostError(
+        f"cutover attempt {attempt} is being undone by another process",
+        hint="Its time was over, or its process was taken for dead. Try again.",
+    )
+
+
+def _read(target: connection, condition: sql.SQL, value: str | int) -> WritePause | None:
+    query = sql.SQL("SELECT {} FROM tenantferry.write_pauses ").format(sql.SQL(_COLUMNS))
+    with target.cursor() as cursor:
+        cursor.execute(query + condition.format(sql.Literal(value)))
+        row = cursor.fetchone()
+    if row is None:
+        return None
+    lsn, times = row[3], row[8:-1]
+    return WritePause(
+        id=row[0],
+        tenant=row[1],
+        began_at=row[2],
+        final_lsn=None if lsn is None else parse_lsn(lsn),
+        undone_at=row[4],
+        probed_at=row[5],
+        fence=row[6] or {},
+        sequences=row[7] or {},
+        reached={
+            step: time for step, time in zip(PauseStep, times, strict=True) if time is not None
+        },
+        is_given_up=row[-1],
+    )

@@ -1,0 +1,9 @@
+-- The row of one stream. Parameter: the tenant's key.
+SELECT
+    streams.tenant, streams.position::text, streams.confirmed::text, streams.state,
+    streams.command, streams.command_lsn::text, streams.command_id, streams.acknowledged_id,
+    streams.lease_until, coalesce(streams.lease_until <= clock_timestamp(), false),
+    streams.changes, streams.transactions, streams.lag_seconds, streams.lag_measured_at,
+    streams.lag_bytes, streams.reported_at, streams.error
+FROM tenantferry.streams
+WHERE streams.tenant = %s

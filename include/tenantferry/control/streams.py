@@ -1,0 +1,276 @@
+"""The forward stream of a tenant: its position, what it was told, what it answers."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from importlib import resources
+
+import psycopg2
+from psycopg2 import errors
+from psycopg2.extensions import connection
+from psycopg2.extensions import cursor as cursor_type
+
+from tenantferry.connections import ConnectionParams, open_connection
+from tenantferry.errors import PermanentError, TenantferryError, TransientError
+from tenantferry.lsn import format_lsn, parse_lsn
+
+logger = logging.getLogger(__name__)
+
+# A command for the stream; the payload is the tenant's key, or "<key> <lsn>" from somebody who
+# waits for that position.
+COMMAND_CHANNEL = "tenantferry_stream"
+# An answer of the stream; the payload is the tenant's key.
+STATE_CHANNEL = "tenantferry_stream_state"
+
+# How long a session that we end may take to be gone.
+END_SESSION_TIMEOUT_SECONDS = 10
+
+_READ = resources.files("tenantferry.control").joinpath("stream.sql").read_text("utf-8")
+# The lock of a stream's session in the target. Its holder shows in pg_locks, unlike the session
+# that holds a replication origin. Literals with one parameter: the tenant's key.
+_LOCK_SESSION = "SELECT pg_try_advisory_lock(hashtextextended('tenantferry stream ' || %s, 0))"
+_LOCK_TRANSACTION = _LOCK_SESSION.replace("advisory_lock", "advisory_xact_lock")
+_WAIT_LOCK = _LOCK_SESSION.replace("pg_try_advisory_lock", "pg_advisory_xact_lock")
+_END_HOLDER = resources.files("tenantferry.control").joinpath("end_stream.sql").read_text("utf-8")
+
+
+class StreamState(StrEnum):
+    """
+    What the process of a stream does, or how it ended.
+
+    :cvar HOLDING: it applies nothing until it is released or its lease ends.
+    :cvar STOPPED: it was told to stop, and ended at that position for good.
+    :cvar INTERRUPTED: its host ended it; the next start goes on.
+    """
+
+    STARTING = "starting"
+    RUNNING = "running"
+    HOLDING = "holding"
+    STOPPED = "stopped"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+
+
+class StreamCommand(StrEnum):
+    """What a stream can be told."""
+
+    RUN = "run"
+    HOLD = "hold"
+    ADVANCE = "advance"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRecord:
+    """
+    The row of one stream.
+
+    :ivar position: P: exactly the source transactions with ``commit_lsn < P`` are applied.
+    :ivar confirmed: the slot was never confirmed beyond it.
+    :ivar command_lsn: where ``advance`` and ``stop`` end.
+    :ivar command_id: counts commands; the stream answers by setting *acknowledged_id* to it.
+    :ivar lease_until: a hold that nobody renews ends then.
+    :ivar lag_seconds: round trip of the last marker; ``None`` is unknown, never zero.
+    """
+
+    tenant: str
+    position: int
+    confirmed: int
+    state: StreamState
+    command: StreamCommand
+    command_lsn: int | None
+    command_id: int
+    acknowledged_id: int
+    lease_until: datetime | None
+    lease_expired: bool
+    changes: int
+    transactions: int
+    lag_seconds: float | None
+    lag_measured_at: datetime | None
+    lag_bytes: int | None
+    reported_at: datetime | None
+    error: str | None
+
+
+def origin_name(tenant: str) -> str:
+    """Return the replication origin of a tenant's stream in the target."""
+    return f"tenantferry_{tenant}"
+
+
+def read_stream(target: connection, tenant: str) -> StreamRecord | None:
+    """
+    Return the row of a tenant's stream, or ``None`` where nothing was copied yet.
+
+    :param target: open transaction or autocommit; only read.
+    """
+    with target.cursor() as cursor:
+        cursor.execute(_READ, (tenant,))
+        row = cursor.fetchone()
+    if row is None:
+        return None
+    return StreamRecord(
+        row[0],
+        parse_lsn(row[1]),
+        parse_lsn(row[2]),
+        StreamState(row[3]),
+        StreamCommand(row[4]),
+        None if row[5] is None else parse_lsn(row[5]),
+        *row[6:],
+    )
+
+
+def require_stream(target: connection, tenant: str) -> StreamRecord:
+    """
+    Return the row of a tenant's stream.
+
+    :raises PermanentError: if there is none.
+    """
+    record = read_stream(target, tenant)
+    if record is None:
+        raise PermanentError(
+            f'tenant "{tenant}" has no stream',
+            hint='Clear the task "backfill" and those after it.',
+        )
+    return record
+
+
+def reset_stream(target: connection, tenant: str, position: int) -> None:
+    """
+    Make the stream of a tenant begin at *position*, whatever it did before.
+
+    A session that still streams this tenant is ended first.
+
+    :param target: open transaction; the caller commits it with the first round.
+    :raises TransientError: if the old session does not end in time.
+    """
+    with target.cursor() as cursor:
+        lock_stream(cursor, tenant, for_session=False)
+        _drop_origin(cursor, tenant)
+        cursor.execute("SELECT pg_replication_origin_create(%s)", (origin_name(tenant),))
+        cursor.execute(
+            "SELECT pg_replication_origin_advance(%s, %s)",
+            (origin_name(tenant), format_lsn(position)),
+        )
+        cursor.execute("DELETE FROM tenantferry.streams WHERE tenant = %s", (tenant,))
+        cursor.execute(
+            "INSERT INTO tenantferry.streams (tenant, position, confirmed) VALUES (%s, %s, %s)",
+            (tenant, format_lsn(position), format_lsn(position)),
+        )
+
+
+def retire_stream(target: connection, tenant: str) -> None:
+    """
+    Give up the replication origin of a stream that is not needed any more; keep its row.
+
+    The server has room for a limited number of origins.
+
+    :param target: open transaction; the caller commits.
+    """
+    with target.cursor() as cursor:
+        lock_stream(cursor, tenant, for_session=False)
+        _drop_origin(cursor, tenant)
+
+
+def command(
+    target: connection,
+    tenant: str,
+    verb: StreamCommand,
+    *,
+    lsn: int | None = None,
+    lease_seconds: float | None = None,
+) -> int:
+    """
+    Tell a stream what to do; it hears of it when the caller commits.
+
+    :param target: open transaction or autocommit.
+    :param lsn: for ``advance`` and ``stop``.
+    :param lease_seconds: for ``hold`` and ``advance``: after it the stream releases itself.
+    :return: the id that the stream acknowledges.
+    :raises PermanentError: if the tenant has no stream.
+    """
+    with target.cursor() as cursor:
+        cursor.execute(
+            "WITH changed AS (UPDATE tenantferry.streams SET command = %(verb)s,"
+            " command_lsn = %(lsn)s, command_id = command_id + 1,"
+            " lease_until = clock_timestamp() + make_interval(secs => %(lease)s)"
+            " WHERE tenant = %(tenant)s RETURNING command_id)"
+            " SELECT command_id, pg_notify(%(channel)s, %(tenant)s) FROM changed",
+            {
+                "verb": verb,
+                "lsn": None if lsn is None else format_lsn(lsn),
+                "lease": lease_seconds,
+                "tenant": tenant,
+                "channel": COMMAND_CHANNEL,
+            },
+        )
+        row = cursor.fetchone()
+    if row is None:
+        require_stream(target, tenant)
+        raise TransientError(f'could not command the stream of tenant "{tenant}"')
+    command_id: int = row[0]
+    return command_id
+
+
+def record_failure(params: ConnectionParams, tenant: str, error: str) -> None:
+    """
+    Record why a stream ended, unless another one has taken its place; commits.
+
+    Where the target cannot be reached, the row keeps its last report.
+    """
+    try:
+        with (
+            closing(open_connection(params, purpose=f"stream {tenant} failure")) as target,
+            target,
+            target.cursor() as cursor,
+        ):
+            cursor.execute("SET LOCAL lock_timeout = '2s'")
+            cursor.execute(_WAIT_LOCK, (tenant,))
+            cursor.execute(
+                "UPDATE tenantferry.streams SET state = %s, error = %s WHERE tenant = %s",
+                (StreamState.FAILED, error, tenant),
+            )
+    except errors.LockNotAvailable:
+        logger.info("another stream has taken over tenant=%s", tenant)
+    except (psycopg2.Error, TenantferryError):
+        logger.warning("could not record the failure of the stream tenant=%s", tenant)
+
+
+def lock_stream(cursor: cursor_type, tenant: str, *, for_session: bool = True) -> None:
+    """
+    Become the only session that streams this tenant; end one that still does.
+
+    :param for_session: keep the lock until the session ends, else until the transaction does.
+    :raises TransientError: if the other session does not end in time.
+    """
+    lock = _LOCK_SESSION if for_session else _LOCK_TRANSACTION
+    for _ in range(3):
+        cursor.execute(lock, (tenant,))
+        if cursor.fetchone() == (True,):
+            return
+        # The newest start wins: what still holds the lock was left behind by a host that is
+        # gone, or is about to be.
+        cursor.execute(_END_HOLDER, (END_SESSION_TIMEOUT_SECONDS * 1000, tenant))
+    raise TransientError(
+        f'could not become the only stream of tenant "{tenant}"',
+        detail="Another session streams it and does not end.",
+        hint="Two hosts may run the stream of this tenant; end one of them.",
+    )
+
+
+def _drop_origin(cursor: cursor_type, tenant: str) -> None:
+    name = origin_name(tenant)
+    cursor.execute("SELECT pg_replication_origin_oid(%s)", (name,))
+    if cursor.fetchone() == (None,):
+        return
+    try:
+        cursor.execute("SELECT pg_replication_origin_drop(%s)", (name,))
+    except errors.ObjectInUse as error:  # not by a stream of ours: that one held the lock
+        raise TransientError(
+            f'could not drop replication origin "{name}"',
+            detail=(error.diag.message_primary or "").strip(),
+            hint="End the session that uses it.",
+        ) from None

@@ -1,0 +1,151 @@
+"""What validations found, as the control schema keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from psycopg2.extensions import connection
+from psycopg2.extras import execute_values
+
+from tenantferry.lsn import format_lsn, parse_lsn
+
+
+class MismatchKind(StrEnum):
+    """
+    How source and target disagree.
+
+    :cvar MISSING: a row of the source is not in the target.
+    :cvar EXTRA: a row of the tenant in the target is not in the source.
+    :cvar DIFFERENT: the rows of one key differ.
+    :cvar ORPHAN: a row in the target references none.
+    :cvar ISOLATION: the tenant's role sees or may do too much, or too little.
+    """
+
+    MISSING = "missing"
+    EXTRA = "extra"
+    DIFFERENT = "different"
+    ORPHAN = "orphan"
+    ISOLATION = "isolation"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """
+    One mismatch, named.
+
+    :ivar row_key: e.g. ``id=5``; ``None`` where the table has no key or no row is meant.
+    """
+
+    schema: str
+    table: str
+    kind: MismatchKind
+    row_key: str | None
+    detail: str
+
+    def __str__(self) -> str:
+        row = f"row {self.row_key} of " if self.row_key else ""
+        return f'{self.kind}: {row}table "{self.schema}.{self.table}": {self.detail}'
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationResult:
+    """
+    One comparison of both sides.
+
+    :ivar position: LSN of the source at which both sides were compared.
+    :ivar rows: of the source.
+    :ivar mismatches: differing rows, orphans and failed probes; 0 is a match.
+    :ivar differences: the first of them.
+    """
+
+    validation_id: int
+    position: int
+    tables: int
+    chunks: int
+    rows: int
+    mismatches: int
+    seconds: float
+    differences: tuple[Difference, ...]
+
+
+def record_validation(
+    target: connection,
+    tenant: str,
+    *,
+    run_id: str | None,
+    position: int,
+    started_at: datetime,
+    tables: int,
+    chunks: int,
+    rows: int,
+    mismatches: int,
+    differences: Sequence[Difference],
+) -> ValidationResult:
+    """
+    Write down a comparison that came to an end, whatever it found.
+
+    :param target: open transaction; the caller commits.
+    """
+    with target.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO tenantferry.validations"
+            " (tenant, run_id, position, started_at, tables, chunks, rows, mismatches)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
+            " RETURNING id, extract(epoch FROM finished_at - started_at)::float8",
+            (tenant, run_id, format_lsn(position), started_at, tables, chunks, rows, mismatches),
+        )
+        validation_id, seconds = cursor.fetchone() or (0, 0.0)
+        execute_values(
+            cursor,
+            "INSERT INTO tenantferry.mismatches"
+            " (validation_id, number, table_schema, table_name, kind, row_key, detail) VALUES %s",
+            [
+                (validation_id, number, found.schema, found.table, found.kind, found.row_key,
+                 found.detail)
+                for number, found in enumerate(differences, start=1)
+            ],
+        )  # fmt: skip
+    return ValidationResult(
+        validation_id, position, tables, chunks, rows, mismatches, seconds, tuple(differences)
+    )
+
+
+def read_latest_validation(target: connection, tenant: str) -> ValidationResult | None:
+    """
+    Return the last comparison of a tenant that came to an end.
+
+    :param target: open transaction or autocommit; only read.
+    """
+    with target.cursor() as cursor:
+        cursor.execute(
+            "SELECT id, position::text, tables, chunks, rows, mismatches,"
+            " extract(epoch FROM finished_at - started_at)::float8"
+            " FROM tenantferry.validations WHERE tenant = %s ORDER BY id DESC LIMIT 1",
+            (tenant,),
+        )
+        row = cursor.fetchone()
+        if row is None:
+            return None
+        cursor.execute(
+            "SELECT table_schema, table_name, kind, row_key, detail"
+            " FROM tenantferry.mismatches WHERE validation_id = %s ORDER BY number",
+            (row[0],),
+        )
+        differences = tuple(
+            Difference(schema, table, MismatchKind(kind), row_key, detail)
+            for schema, table, kind, row_key, detail in cursor
+        )
+    validation_id, position, tables, chunks, rows, mismatches, seconds = row
+    return ValidationResult(
+        validation_id,
+        parse_lsn(position),
+        tables,
+        chunks,
+        rows,
+        mismatches,
+        seconds,
+        differences,
+    )
