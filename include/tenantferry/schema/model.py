@@ -121,11 +121,50 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class Trigger:
-    """A user trigger; *definition* as ``pg_get_triggerdef`` spells it."""
+    """
+    A user trigger; *definition* as ``pg_get_triggerdef`` spells it.
+
+    :ivar enabled: ``"O"``, ``"D"``, ``"R"`` or ``"A"``, as ``tgenabled``.
+    :ivar function: qualified, unquoted name of what it calls.
+    """
 
     name: str
     definition: str
     enabled: str = "O"
+    function: tuple[str, str] = ("", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """
+    A row security policy.
+
+    :ivar permissive: whether it opens; a restrictive one narrows.
+    :ivar using: ``USING`` expression, or ``None``.
+    :ivar check: ``WITH CHECK`` expression, or ``None``.
+    """
+
+    name: str
+    command: str
+    permissive: bool
+    using: str | None
+    check: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """
+    Who gets at a table.
+
+    :ivar enabled: row security is enabled.
+    :ivar forced: it holds for the owner too.
+    :ivar granted: privileges of the group ``tenantferry_app`` and of everyone, sorted.
+    """
+
+    enabled: bool = False
+    forced: bool = False
+    policies: tuple[Policy, ...] = ()
+    granted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +173,8 @@ class Table:
     One ordinary table.
 
     :ivar key: columns that identify a row in the stream and order its chunks: those of the
-        replica identity. Empty where there is none.
+        replica identity. With the identity ``FULL``: of the primary key, or else of a unique
+        index that can take its place. Empty where there is none.
     :ivar replica_identity: ``"d"``, ``"n"``, ``"f"`` or ``"i"``, as ``relreplident``.
     :ivar estimated_rows: from statistics; -1 where never analyzed.
     :ivar bytes: heap and TOAST.
@@ -152,6 +192,7 @@ class Table:
     indexes: tuple[Index, ...] = ()
     triggers: tuple[Trigger, ...] = ()
     comment: str | None = None
+    protection: Protection = Protection()
     estimated_rows: int = -1
     bytes: int = 0
 
