@@ -1,0 +1,202 @@
+"""Which tables a stream carries, and whether both sides still agree about their columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+from psycopg2.extensions import connection
+
+from tenantferry.errors import PermanentError
+from tenantferry.schema.model import Table
+from tenantferry.stream.netchange import Changes, KeyedChanges, KeylessChanges
+from tenantferry.stream.pgoutput import Relation
+
+_COLUMNS = resources.files("tenantferry.stream").joinpath("target_columns.sql").read_text("utf-8")
+_TYPE_NAMES = (
+    "SELECT format_type(type, typmod) FROM unnest(%s::oid[], %s::integer[])"
+    " WITH ORDINALITY AS columns (type, typmod, number) ORDER BY number"
+)
+_TEXT_ONLY = resources.files("tenantferry.stream").joinpath("text_only.sql").read_text("utf-8")
+TENANT_COLUMN = "tenant_id"
+
+
+class DriftError(PermanentError):
+    """A table does not look the same on both sides. No row of its new shape was applied."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetColumn:
+    """
+    A column of the target whose value the stream carries.
+
+    :ivar base_type: the type below all domains, by which a row is staged, and its collation.
+    :ivar equality: schema and name of the operator that its index uses.
+    :ivar identity_always: it refuses an UPDATE.
+    """
+
+    name: str
+    type_name: str
+    base_type: str
+    equality: tuple[str, str] = ("pg_catalog", "=")
+    identity_always: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedTable:
+    """
+    A table as the stream applies it.
+
+    :ivar columns: in the order in which the source sends them.
+    :ivar key: positions of the key columns; empty where rows have no usable key.
+    """
+
+    schema: str
+    name: str
+    columns: tuple[TargetColumn, ...]
+    key: tuple[int, ...]
+
+    @property
+    def label(self) -> str:
+        """Return ``schema.table`` as people write it; not SQL."""
+        return f"{self.schema}.{self.name}"
+
+    def new_changes(self) -> Changes:
+        """Return an empty set of net changes for it."""
+        return KeyedChanges(self.key) if self.key else KeylessChanges()
+
+
+class Relations:
+    """
+    The tables of the move by the oid under which the source speaks of them.
+
+    :param source: in autocommit; asked for the names of types.
+    :param target: in autocommit; asked for its columns.
+    """
+
+    def __init__(self, source: connection, target: connection, tables: Iterable[Table]) -> None:
+        self._source = source
+        self._target = target
+        self._tables: Mapping[tuple[str, str], Table] = {t.qualified: t for t in tables}
+        self._known: dict[int, tuple[Relation, StreamedTable | None]] = {}
+
+    def __getitem__(self, oid: int) -> StreamedTable | None:
+        """Return the table of an oid; ``None`` if it is not part of the move."""
+        return self._known[oid][1]
+
+    def learn(self, relation: Relation) -> None:
+        """
+        Check a table that the source is about to send changes of.
+
+        A table outside the move is remembered as such and otherwise ignored.
+
+        :raises DriftError: if source and target do not agree about its columns.
+        """
+        known = self._known.get(relation.oid)
+        if known is not None and known[0] == relation:
+            return
+        table = self._tables.get((relation.schema, relation.name))
+        streamed = None if table is None else self._check(relation, table)
+        self._known[relation.oid] = relation, streamed
+
+    def _check(self, relation: Relation, table: Table) -> StreamedTable:
+        target = read_target_columns(self._target, table.schema, table.name)
+        sent = list(
+            zip((c.name for c in relation.columns), self._type_names(relation), strict=True)
+        )
+        _check_same(table, "target", sent, [(c.name, c.type_name) for c in target])
+        at_start = [(c.name, c.type_name) for c in table.copied_columns]
+        _check_same(table, "source at the start of the stream", sent, at_start)
+        names = [column.name for column in relation.columns]
+        if relation.identity in "di":
+            _check_key(table, [c.name for c in relation.columns if c.in_key])
+        key = () if _is_deferrable(table) else table.key
+        return StreamedTable(
+            table.schema, table.name, tuple(target), tuple(names.index(name) for name in key)
+        )
+
+    def _type_names(self, relation: Relation) -> list[str]:
+        with self._source.cursor() as cursor:
+            cursor.execute(
+                _TYPE_NAMES,
+                ([c.type_oid for c in relation.columns], [c.typmod for c in relation.columns]),
+            )
+            return [row[0] for row in cursor.fetchall()]
+
+
+def read_target_columns(target: connection, schema: str, name: str) -> list[TargetColumn]:
+    """
+    Return the columns whose values the stream carries: without generated ones and ``tenant_id``.
+
+    :param target: open transaction or autocommit; only read.
+    """
+    with target.cursor() as cursor:
+        cursor.execute(_COLUMNS, (schema, name, schema, name))
+        rows = cursor.fetchall()
+    return [
+        TargetColumn(
+            column,
+            type_name,
+            base_type,
+            ("pg_catalog", "=") if operator is None else (operator_schema, operator),
+            always,
+        )
+        for column, type_name, base_type, generated, always, operator_schema, operator in rows
+        if column != TENANT_COLUMN and not generated
+    ]
+
+
+def can_send_binary(source: connection, tables: Iterable[Table]) -> bool:
+    """
+    Tell whether the source can send all values of these tables in binary.
+
+    :param source: open transaction or autocommit; only read.
+    """
+    names = [table.qualified for table in tables]
+    with source.cursor() as cursor:
+        cursor.execute(_TEXT_ONLY, ([schema for schema, _ in names], [name for _, name in names]))
+        return cursor.fetchone() == (False,)
+
+
+def _check_same(
+    table: Table,
+    side: str,
+    sent: Sequence[tuple[str, str]],
+    expected: Sequence[tuple[str, str]],
+) -> None:
+    if list(sent) == list(expected):
+        return
+    only_sent = [
+        f"{name} {type_name}" for name, type_name in sent if (name, type_name) not in expected
+    ]
+    missing = [
+        f"{name} {type_name}" for name, type_name in expected if (name, type_name) not in sent
+    ]
+    detail = (
+        f"Only in what the source sends: {', '.join(only_sent) or 'nothing'}."
+        f" Only in the {side}: {', '.join(missing) or 'nothing'}."
+        if only_sent or missing
+        else f"The columns of the {side} have another order."
+    )
+    raise DriftError(
+        f'table "{table.label}" has changed: its columns differ from the {side}',
+        detail=f"{detail} No row of the new shape was applied.",
+        hint='Make both sides the same and clear the task "stream"; if the source sent rows of'
+        ' both shapes, clear the task "backfill" and those after it.',
+    )
+
+
+def _check_key(table: Table, sent: Sequence[str]) -> None:
+    if set(sent) != set(table.key):
+        raise DriftError(
+            f'table "{table.label}" has changed: its replica identity differs',
+            detail=f"The source sends the key ({', '.join(sent)}),"
+            f" the move knows ({', '.join(table.key)}).",
+            hint='Clear the task "prepare" and those after it.',
+        )
+
+
+def _is_deferrable(table: Table) -> bool:
+    # Two rows may then share a key for the length of a transaction: it does not tell them apart.
+    return any(key.deferrable and set(key.columns) == set(table.key) for key in table.keys)

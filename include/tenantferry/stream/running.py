@@ -1,0 +1,170 @@
+"""Stream one tenant from its source into the target, until told to stop."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+
+import psycopg2
+from psycopg2.extensions import connection
+
+from tenantferry.connections import ConnectionParams, open_connection
+from tenantferry.control.streams import (
+    StreamCommand,
+    StreamRecord,
+    StreamState,
+    record_failure,
+    require_stream,
+)
+from tenantferry.errors import TenantferryError
+from tenantferry.fleet.declaration import Tenant
+from tenantferry.lsn import format_lsn
+from tenantferry.schema.model import Table
+from tenantferry.stream.answers import Answers, Order
+from tenantferry.stream.applier import APPLY_SETTINGS, Applier
+from tenantferry.stream.failures import explain
+from tenantferry.stream.heartbeat import Heartbeat
+from tenantferry.stream.loop import Loop
+from tenantferry.stream.reading import Reader
+from tenantferry.stream.relations import Relations, can_send_binary
+from tenantferry.stream.takeover import settle_origin, take_slot, take_target
+from tenantferry.stream.walsender import Walsender
+from tenantferry.stream.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+# About what a batch takes in memory. Another one is collected while it is applied, so a stream
+# needs a few times this.
+BATCH_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class StreamResult:
+    """
+    How a stream ended.
+
+    :ivar changes: applied since the tenant was copied, over all starts.
+    :ivar transactions: the same.
+    :ivar position: P, an LSN of the source.
+    :ivar reason: one sentence.
+    """
+
+    changes: int
+    transactions: int
+    position: int
+    reason: str
+
+
+def run_stream(
+    source_params: ConnectionParams,
+    target_params: ConnectionParams,
+    tenant: Tenant,
+    tables: Sequence[Table],
+    *,
+    stop: threading.Event,
+    batch_bytes: int = BATCH_BYTES,
+) -> StreamResult:
+    """
+    Apply the source's changes to the target until told to stop, or until *stop* is set.
+
+    A session that still streams this tenant is ended first: the newest start wins. Whatever
+    happens, also to this process, the next start goes on exactly where the target stands.
+
+    :param tables: those of the move, as the source describes them now.
+    :param batch_bytes: about how much memory a batch may take.
+    :raises TransientError: if a server was lost; the next start goes on.
+    :raises PermanentError: if the stream cannot go on without a person: the tables have changed,
+        the slot was lost, the target does not hold what it should. Nothing more was applied.
+    """
+    try:
+        with ExitStack() as stack:
+            return _stream(
+                stack, source_params, target_params, tenant, tables, stop=stop,
+                batch_bytes=batch_bytes,
+            )  # fmt: skip
+    except TenantferryError as error:
+        record_failure(target_params, tenant.key, str(error))
+        raise
+    except psycopg2.Error as error:
+        explained = explain(error, f'stream tenant "{tenant.key}"')
+        record_failure(target_params, tenant.key, str(explained))
+        raise explained from None
+
+
+def _stream(
+    stack: ExitStack,
+    source_params: ConnectionParams,
+    target_params: ConnectionParams,
+    tenant: Tenant,
+    tables: Sequence[Table],
+    *,
+    stop: threading.Event,
+    batch_bytes: int,
+) -> StreamResult:
+    purpose = f"stream {tenant.key}"
+
+    def open_target(what: str, **settings: str) -> connection:
+        opened = open_connection(
+            target_params, purpose=f"{purpose}{what}", autocommit=True, settings=settings
+        )
+        return stack.enter_context(closing(opened))
+
+    applying = open_target("", **APPLY_SETTINGS)
+    progress = take_target(applying, tenant)
+    control = open_target(" control")
+    # Only now: the session that was ended may have moved the position until its end.
+    record = require_stream(control, tenant.key)
+    answers = Answers(control, tenant.key)
+    if record.command is StreamCommand.STOP and record.position >= (record.command_lsn or 0):
+        answers.acknowledge(_order_of(record), StreamState.STOPPED)
+        return _result(record, StreamState.STOPPED)
+    settle_origin(applying, tenant, progress=progress, position=record.position)
+    source = stack.enter_context(
+        closing(open_connection(source_params, purpose=purpose, autocommit=True))
+    )
+    take_slot(source, tenant, confirmed=record.confirmed)
+    answers.end(StreamState.STARTING, None)
+    walsender = stack.enter_context(
+        Walsender(
+            source_params,
+            tenant,
+            position=record.position,
+            binary=can_send_binary(source, tables),
+        )
+    )
+    logger.info("stream starts tenant=%s position=%s", tenant.key, format_lsn(record.position))
+    applying.autocommit = False
+    worker = stack.enter_context(
+        closing(Worker(Applier(applying, tenant, position=record.position), applying))
+    )
+    loop = Loop(
+        walsender=walsender,
+        reader=Reader(walsender, Relations(source, control, tables), position=record.position),
+        worker=worker,
+        answers=answers,
+        heartbeat=Heartbeat(source, tenant),
+        position=record.position,
+        confirmed=record.confirmed,
+        byte_limit=batch_bytes,
+    )
+    state = loop.run(stop)
+    answers.end(state, None)
+    result = _result(require_stream(control, tenant.key), state)
+    logger.info("stream ends tenant=%s reason=%s", tenant.key, result.reason)
+    return result
+
+
+def _order_of(record: StreamRecord) -> Order:
+    return Order(record.command, record.command_lsn or 0, record.command_id, has_expired=False)
+
+
+def _result(record: StreamRecord, state: StreamState) -> StreamResult:
+    return StreamResult(
+        changes=record.changes,
+        transactions=record.transactions,
+        position=record.position,
+        reason=f"{state} at {format_lsn(record.position)}",
+    )

@@ -1,0 +1,176 @@
+"""Net changes as rows of a staging table, in the format of binary COPY."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from io import BytesIO
+from struct import Struct
+
+from psycopg2 import sql
+from psycopg2.extensions import cursor as cursor_type
+
+from tenantferry.errors import PermanentError
+from tenantferry.stream.netchange import Changes, Key, KeyedChanges
+from tenantferry.stream.pgoutput import NULL, UNCHANGED
+from tenantferry.stream.relations import StreamedTable
+
+# Signature, flags and length of the header extension; the trailer is a row of -1 columns.
+_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+_TRAILER = b"\xff\xff"
+_ROW = Struct("!H").pack
+_SHAPE = Struct("!ii").pack
+_COPY_READ_BYTES = 1 << 20
+
+# Shapes of a staged row. An update has FIRST_UPDATE plus the number of its set of kept columns;
+# of a table without a key, a negative shape is minus the number of rows of that image to delete.
+DELETE, INSERT, FIRST_UPDATE = 0, 1, 2
+
+
+@dataclass(slots=True)
+class Staged:
+    """
+    What one set of net changes looks like in the staging table.
+
+    :ivar kept: for each shape of an update the positions of the columns whose value only the
+        target knows.
+    :ivar counts: rows by shape.
+    """
+
+    data: BytesIO
+    deletes: int = 0
+    inserts: int = 0
+    kept: dict[tuple[int, ...], int] = field(default_factory=dict)
+    counts: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def updates(self) -> int:
+        """Number of updated rows."""
+        return sum(self.counts.values())
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the changes came to nothing."""
+        return not (self.deletes or self.inserts or self.counts)
+
+
+def stage_changes(table: StreamedTable, changes: Changes) -> Staged:
+    """Write net changes in the format of binary COPY, for the staging table of *table*."""
+    if isinstance(changes, KeyedChanges):
+        return _stage_keyed(table, changes)
+    staged = Staged(BytesIO())
+    rows = [_HEADER]
+    start = _ROW(1 + len(table.columns))
+    for image, count in changes.counts.items():
+        if count < 0:
+            rows += (start, _shape(count), *image)  # type: ignore[arg-type]
+            staged.deletes -= count
+        else:
+            rows += (start, _shape(INSERT), *image) * count  # type: ignore[arg-type]
+            staged.inserts += count
+    return _finish(staged, rows)
+
+
+def _stage_keyed(table: StreamedTable, changes: KeyedChanges) -> Staged:
+    staged = Staged(BytesIO())
+    width = len(table.columns)
+    start = _ROW(1 + len(table.key) + width)
+    no_key, no_image = NULL * len(table.key), NULL * width
+    as_delete, as_insert = start + _shape(DELETE), start + _shape(INSERT) + no_key
+    rows = [_HEADER]
+    for key in changes.deletes():
+        staged.deletes += 1
+        rows += (as_delete, _join_key(key), no_image)
+    for row in changes.updates():
+        fields = row.fields
+        kept: tuple[int, ...] = ()
+        if UNCHANGED in fields:
+            kept = tuple(i for i, value in enumerate(fields) if value is UNCHANGED)
+            fields = [NULL if value is UNCHANGED else value for value in fields]
+        shape = staged.kept.setdefault(kept, FIRST_UPDATE + len(staged.kept))
+        staged.counts[shape] = staged.counts.get(shape, 0) + 1
+        rows += (start, _shape(shape), _join_key(row.original))
+        rows += fields  # type: ignore[arg-type]
+    for fields in changes.inserts():
+        staged.inserts += 1
+        rows.append(as_insert)
+        rows += fields  # type: ignore[arg-type]
+    return _finish(staged, rows)
+
+
+def _finish(staged: Staged, rows: list[bytes]) -> Staged:
+    rows.append(_TRAILER)
+    staged.data.write(b"".join(rows))
+    staged.data.seek(0)
+    return staged
+
+
+def _shape(shape: int) -> bytes:
+    return _SHAPE(4, shape)
+
+
+def _join_key(key: Key) -> bytes:
+    if isinstance(key, tuple):
+        return b"".join(key)  # type: ignore[arg-type]
+    return key or NULL
+
+
+class Stage:
+    """
+    The staging table of one streamed table; it belongs to the session and is empty at COMMIT.
+
+    :ivar name: to be used in SQL.
+    :ivar text_columns: positions of columns that are staged as text, for their type has no binary
+        output.
+    :ivar is_filled: whether this transaction has used it; its user keeps this up to date.
+    """
+
+    def __init__(self, table: StreamedTable, *, number: int, text_columns: set[int]) -> None:
+        self.table = table
+        self.number = number
+        self.is_filled = False
+        self.name = sql.Identifier("pg_temp", f"stage_{number}")
+        self.text_columns = frozenset(text_columns)
+
+    def create(self, cursor: cursor_type) -> None:
+        """Create the table, or create it anew with other columns."""
+        columns: list[sql.Composable] = [sql.SQL("shape integer")]
+        columns += [self._column(key_column(n), i) for n, i in enumerate(self.table.key)]
+        columns += [self._column(image_column(i), i) for i in range(len(self.table.columns))]
+        cursor.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self.name))
+        cursor.execute(
+            sql.SQL("CREATE TEMPORARY TABLE {} ({}) ON COMMIT DELETE ROWS").format(
+                self.name, sql.SQL(", ").join(columns)
+            )
+        )
+
+    def load(self, cursor: cursor_type, staged: Staged) -> None:
+        """
+        Fill the table.
+
+        :raises PermanentError: if a value does not fit the column's type in the target.
+        """
+        statement = sql.SQL("COPY {} FROM STDIN (FORMAT binary)").format(self.name)
+        cursor.copy_expert(statement, staged.data, size=_COPY_READ_BYTES)
+        wanted = staged.inserts + staged.updates
+        if cursor.rowcount < wanted:
+            raise PermanentError(f'could not stage the changes of table "{self.table.label}"')
+
+    def clear(self, cursor: cursor_type) -> None:
+        """Empty the table before the transaction ends."""
+        cursor.execute(sql.SQL("TRUNCATE {}").format(self.name))
+
+    def _column(self, name: sql.Identifier, position: int) -> sql.Composed:
+        # A type name as format_type spells it is SQL already.
+        is_text = position in self.text_columns
+        type_name = "text" if is_text else self.table.columns[position].base_type
+        return sql.SQL("{} {}").format(name, sql.SQL(type_name))
+
+
+def key_column(number: int) -> sql.Identifier:
+    """Return the staging column of the *number*-th key column's old value."""
+    return sql.Identifier(f"k{number}")
+
+
+def image_column(position: int) -> sql.Identifier:
+    """Return the staging column of the value at *position*."""
+    return sql.Identifier(f"c{position}")

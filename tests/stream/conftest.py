@@ -1,0 +1,260 @@
+"""A tenant whose source and target have the same, empty tables; streams of it in threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from types import TracebackType
+from typing import Any, Self
+from uuid import UUID
+
+import pytest
+from psycopg2 import sql
+from psycopg2.extensions import connection
+
+from tenantferry.connections import ConnectionParams, open_connection
+from tenantferry.control.registry import ensure_registered
+from tenantferry.control.streams import StreamRecord, require_stream, reset_stream
+from tenantferry.errors import TransientError
+from tenantferry.fleet import Source, Tenant
+from tenantferry.lsn import parse_lsn
+from tenantferry.schema.catalog import read_tables
+from tenantferry.schema.publication import ensure_publication
+from tenantferry.stream.handshake import wait_for_position
+from tenantferry.stream.marker import emit_marker
+from tenantferry.stream.running import StreamResult, run_stream
+
+ACME_ID = UUID("11111111-1111-1111-1111-111111111111")
+OTHER_ID = UUID("22222222-2222-2222-2222-222222222222")
+
+Pair = Callable[..., None]
+
+
+def execute(session: connection, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+    """Run one statement and return its rows."""
+    with session.cursor() as cursor:
+        cursor.execute(statement, values or None)
+        return cursor.fetchall() if cursor.description else []
+
+
+class Streaming:
+    """One run of the stream in a thread; leaving the block interrupts it."""
+
+    def __init__(self, move: Move, **options: Any) -> None:
+        self.move = move
+        self.stop = threading.Event()
+        self.result: StreamResult | None = None
+        self.error: BaseException | None = None
+        self._options = options
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        move = self.move
+        try:
+            self.result = run_stream(
+                move.source_params,
+                move.target_params,
+                move.tenant,
+                read_tables(move.source, move.tenant),
+                stop=self.stop,
+                **self._options,
+            )
+        except BaseException as error:  # noqa: BLE001  # the test looks at it
+            self.error = error
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop.set()
+        self.join()
+        if kind is None and self.error is not None:
+            raise self.error
+
+    def join(self, timeout: float = 60) -> None:
+        """Wait for its end."""
+        self._thread.join(timeout)
+        assert not self._thread.is_alive()
+
+    def catch_up(self, timeout: float = 30) -> None:
+        """Wait until everything committed so far is applied."""
+        lsn = emit_marker(self.move.source, self.move.tenant)
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                wait_for_position(
+                    self.move.target_params, self.move.tenant.key, lsn, timeout_seconds=2
+                )
+            except TransientError:
+                assert self.error is None, f"the stream failed: {self.error}"
+                if time.monotonic() > deadline:
+                    raise
+            else:
+                return
+
+    def failure(self, timeout: float = 30) -> BaseException:
+        """Wait until it fails, and return the error."""
+        self._thread.join(timeout)
+        assert self.error is not None, "the stream did not fail"
+        error, self.error = self.error, None
+        return error
+
+
+class Move:
+    """Both sides of one tenant."""
+
+    def __init__(
+        self,
+        tenant: Tenant,
+        sessions: tuple[connection, connection, connection],
+        params: tuple[ConnectionParams, ConnectionParams],
+    ) -> None:
+        self.tenant = tenant
+        self.source, self.owner, self.target = sessions
+        self.source_params, self.target_params = params
+
+    def pair(
+        self, name: str, columns: str, *, key: str = "id", source: str = "", target: str = ""
+    ) -> None:
+        """
+        Create one table on both sides.
+
+        :param source: statements that run on the source only, e.g. a unique index.
+        :param target: the same of the target.
+        """
+        narrow = f", PRIMARY KEY ({key})" if key else ""
+        wide = f", PRIMARY KEY (tenant_id, {key})" if key else ""
+        execute(self.owner, f"CREATE TABLE public.{name} ({columns}{narrow}); {source}")
+        execute(self.target, "SET search_path = public")
+        execute(
+            self.target,
+            f"CREATE TABLE public.{name} ({columns}, tenant_id uuid NOT NULL{wide}); {target}",
+        )
+        execute(self.target, "SET search_path = pg_catalog")
+
+    def begin(self) -> None:
+        """Publish the tables, create the slot, and let the stream begin there."""
+        ensure_publication(self.source, self.tenant, read_tables(self.source, self.tenant))
+        [(lsn,)] = execute(
+            self.source,
+            "SELECT lsn::text FROM pg_create_logical_replication_slot(%s, 'pgoutput')",
+            self.tenant.slot,
+        )
+        reset_stream(self.target, self.tenant.key, parse_lsn(lsn))
+
+    def stream(self, **options: Any) -> Streaming:
+        """Return a run of the stream; enter it to start."""
+        return Streaming(self, **options)
+
+    def run(self, *statements: str) -> None:
+        """Run statements on the source as the application, each in its own transaction."""
+        for statement in statements:
+            execute(self.owner, statement)
+
+    @property
+    def record(self) -> StreamRecord:
+        """The stream's row."""
+        return require_stream(self.target, self.tenant.key)
+
+    execute = staticmethod(execute)
+
+    @contextmanager
+    def writing(self, *, writers: int = 3) -> Iterator[None]:
+        """Let clients insert, update and delete ``items`` until the block ends."""
+        done = threading.Event()
+
+        def write(number: int) -> None:
+            params = self.source_params
+            with closing(open_connection(params, purpose="writer", autocommit=True)) as session:
+                execute(session, "SET ROLE app_owner; SET search_path = public")
+                step = 0
+                while not done.is_set():
+                    step += 1
+                    key = number * 1_000_000 + step
+                    execute(session, "INSERT INTO items VALUES (%s, 'new')", key)
+                    execute(
+                        session, "UPDATE items SET name = %s WHERE id = %s", f"s{step}", key - 3
+                    )
+                    execute(session, "DELETE FROM items WHERE id = %s", key - 7)
+
+        threads = [threading.Thread(target=write, args=(number,)) for number in range(writers)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join()
+
+    def rows(self, name: str, *, tenant_id: UUID = ACME_ID) -> list[str]:
+        """Return the tenant's rows in the target, as text."""
+        names = self._columns(name)
+        query = sql.SQL("SELECT ROW({})::text FROM public.{} WHERE tenant_id = {}").format(
+            names, sql.Identifier(name), sql.Literal(str(tenant_id))
+        )
+        return sorted(row[0] for row in execute(self.target, query.as_string(self.target)))
+
+    def rows_of_ids(self, name: str) -> list[int]:
+        """Return the ids of the tenant's rows in the target."""
+        rows = execute(self.target, f"SELECT id FROM public.{name} WHERE tenant_id = %s ORDER BY 1",
+                       str(ACME_ID))  # fmt: skip
+        return [row[0] for row in rows]
+
+    def source_rows(self, name: str) -> list[str]:
+        """Return the rows of the source, as text."""
+        query = sql.SQL("SELECT ROW({})::text FROM public.{}").format(
+            self._columns(name), sql.Identifier(name)
+        )
+        return sorted(row[0] for row in execute(self.source, query.as_string(self.source)))
+
+    def _columns(self, name: str) -> sql.Composed:
+        rows = execute(
+            self.source,
+            "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0"
+            " AND NOT attisdropped ORDER BY attnum",
+            f"public.{name}",
+        )
+        return sql.SQL(", ").join(sql.Identifier(row[0]) for row in rows)
+
+
+@pytest.fixture
+def move(
+    source: connection,
+    source_owner: connection,
+    target: connection,
+    source_params: ConnectionParams,
+    target_params: ConnectionParams,
+) -> Iterator[Move]:
+    """A registered tenant without tables yet."""
+    acme = Tenant(key="acme", id=ACME_ID, source=Source(conn_id="acme"))
+    ensure_registered(
+        target,
+        tenant=acme.key,
+        tenant_id=acme.id,
+        source_identity=f"1/{source_params.database}",
+        run_id=None,
+    )
+    execute(source, "SET extra_float_digits = 1")
+    execute(target, "SET extra_float_digits = 1")
+    yield Move(acme, (source, source_owner, target), (source_params, target_params))
+    # Slots belong to the cluster; the next test has a tenant of the same key.
+    execute(
+        source,
+        "SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots"
+        " WHERE slot_name = %s AND active",
+        acme.slot,
+    )
+    execute(
+        source,
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s",
+        acme.slot,
+    )
