@@ -1,0 +1,1 @@
+"""Copy a tenant's rows under one exported snapshot, chunk by chunk."""

@@ -1,0 +1,1 @@
+"""Prove that source and target hold the same rows at one position."""

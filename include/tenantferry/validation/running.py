@@ -1,0 +1,194 @@
+"""The whole validation of one tenant: exact, while writes flow."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from datetime import UTC, datetime
+from itertools import groupby, pairwise
+
+import psycopg2
+from psycopg2.extensions import connection
+
+from tenantferry.backfill.chunk import TEXT_SETTINGS, Chunk
+from tenantferry.backfill.failures import describe_failure
+from tenantferry.backfill.planning import read_key_columns
+from tenantferry.connections import ConnectionParams, open_connection
+from tenantferry.control.chunks import ChunkRecord, read_chunks
+from tenantferry.control.validations import (
+    Difference,
+    ValidationResult,
+    record_validation,
+)
+from tenantferry.errors import PermanentError
+from tenantferry.fleet import Tenant
+from tenantferry.schema.model import Table
+from tenantferry.validation.alignment import View, aligned_view
+from tenantferry.validation.comparison import MAX_NAMED, ChunkComparison, compare_chunks
+from tenantferry.validation.isolation import probe_isolation
+from tenantferry.validation.references import find_orphans
+
+__all__ = ["ValidationResult", "compare_view", "load_chunks", "validate_tenant"]
+
+logger = logging.getLogger(__name__)
+
+
+def validate_tenant(
+    source_params: ConnectionParams,
+    target_params: ConnectionParams,
+    tenant: Tenant,
+    tables: Sequence[Table],
+    *,
+    run_id: str | None,
+) -> ValidationResult:
+    """
+    Compare every row of the tenant at one position, and record what was found.
+
+    A mismatch is a result, not an error. Nothing on either side is changed.
+
+    :param tables: of the source.
+    :raises TransientError: if it could not be told, e.g. because the stream does not answer.
+    :raises PermanentError: if the tenant was copied from other tables.
+    """
+    try:
+        result = _validate(source_params, target_params, tenant, tables, run_id=run_id)
+    except psycopg2.Error as error:
+        raise describe_failure(error, doing=f'validate tenant "{tenant.key}"') from None
+    logger.info(
+        "validated tenant=%s tables=%s chunks=%s rows=%s mismatches=%s seconds=%.2f",
+        tenant.key,
+        result.tables,
+        result.chunks,
+        result.rows,
+        result.mismatches,
+        result.seconds,
+    )
+    return result
+
+
+def _validate(
+    source_params: ConnectionParams,
+    target_params: ConnectionParams,
+    tenant: Tenant,
+    tables: Sequence[Table],
+    *,
+    run_id: str | None,
+) -> ValidationResult:
+    started_at = datetime.now(UTC)
+    purpose = f"validation of {tenant.key}"
+    with closing(open_connection(target_params, purpose=purpose)) as target:
+        with closing(
+            open_connection(source_params, purpose=purpose, autocommit=True, settings=TEXT_SETTINGS)
+        ) as source:
+            chunks = load_chunks(source, target, tenant, tables)
+        target.rollback()
+        with aligned_view(
+            source_params,
+            target_params,
+            tenant,
+            lanes=max(1, min(tenant.backfill_workers, len(chunks))),
+        ) as view:
+            compared, differences, mismatches = compare_view(view, tenant, tables, chunks)
+        with target:
+            return record_validation(
+                target,
+                tenant.key,
+                run_id=run_id,
+                position=view.position,
+                started_at=started_at,
+                tables=len(tables),
+                chunks=len(chunks),
+                rows=sum(comparison.rows for comparison in compared),
+                mismatches=mismatches,
+                differences=differences,
+            )
+
+
+def load_chunks(
+    source: connection, target: connection, tenant: Tenant, tables: Sequence[Table]
+) -> list[tuple[Chunk, Table]]:
+    """
+    Return the chunks of the backfill, the largest table first.
+
+    :param source: open transaction or autocommit; only read.
+    :param target: open transaction or autocommit; only read.
+    :raises PermanentError: if they do not hold every row that the tables can have.
+    """
+    records = read_chunks(target, tenant.key)
+    by_table = {
+        qualified: list(group)
+        for qualified, group in groupby(records, key=lambda record: (record.schema, record.table))
+    }
+    found: list[tuple[Chunk, Table]] = []
+    for table in tables:
+        key_columns = read_key_columns(source, table)
+        mine = by_table.get(table.qualified, [])
+        _check_complete(table, mine, tuple(column.name for column in key_columns))
+        found += [
+            (
+                Chunk(
+                    schema=record.schema,
+                    table=record.table,
+                    number=record.number,
+                    key_columns=key_columns,
+                    lower=record.lower,
+                    upper=record.upper,
+                    estimated_rows=record.estimated_rows,
+                ),
+                table,
+            )
+            for record in mine
+        ]
+    return found
+
+
+def compare_view(
+    view: View, tenant: Tenant, tables: Sequence[Table], chunks: Sequence[tuple[Chunk, Table]]
+) -> tuple[list[ChunkComparison], tuple[Difference, ...], int]:
+    """
+    Compare both sides of a view: rows, references and isolation.
+
+    :return: what each chunk showed, the first differences, and how many there are.
+    :raises TenantferryError: if it could not be told.
+    """
+    compared = compare_chunks(view, chunks, tenant_id=tenant.id)
+    differences = [found for comparison in compared for found in comparison.differences]
+    mismatches = sum(comparison.mismatches for comparison in compared)
+    for orphans, named in find_orphans(view.probe, tenant, tables):
+        differences += named
+        mismatches += orphans
+    leaks = list(probe_isolation(view.probe, tenant, _count_rows(tables, compared)))
+    view.probe.rollback()
+    # A leak is never the one that is not named.
+    differences[:0] = leaks
+    return compared, tuple(differences[:MAX_NAMED]), mismatches + len(leaks)
+
+
+def _count_rows(tables: Iterable[Table], compared: Iterable[ChunkComparison]) -> dict[Table, int]:
+    rows = {table.qualified: 0 for table in tables}
+    for comparison in compared:
+        rows[comparison.chunk.schema, comparison.chunk.table] += comparison.target_rows
+    return {table: rows[table.qualified] for table in tables}
+
+
+def _check_complete(table: Table, chunks: Sequence[ChunkRecord], key: tuple[str, ...]) -> None:
+    """A row outside every chunk would never be compared."""
+    complete = (
+        bool(chunks)
+        and chunks[0].lower is None
+        and chunks[-1].upper is None
+        and all(left.upper == right.lower for left, right in pairwise(chunks))
+        and all(chunk.lower is not None for chunk in chunks[1:])
+    )
+    if not complete:
+        raise PermanentError(
+            f'table "{table.label}" was not copied with the others',
+            detail="The chunks of the backfill do not hold it.",
+            hint='Clear the task "prepare" and those after it: the tenant is copied again.',
+        )
+    if any(chunk.key_columns != key for chunk in chunks):
+        raise PermanentError(
+            f'the key of table "{table.label}" was changed after it was copied',
+            hint='Clear the task "prepare" and those after it: the tenant is copied again.',
+        )
