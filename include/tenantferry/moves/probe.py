@@ -1,0 +1,103 @@
+"""Step nine: see what the tenant's application sees, through the router."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from dataclasses import dataclass
+
+import psycopg2
+from psycopg2 import sql
+from psycopg2.extensions import cursor as cursor_type
+
+from tenantferry.connections import ConnectionParams, open_client_connection, open_connection
+from tenantferry.control.pauses import record_probe
+from tenantferry.errors import PermanentError
+from tenantferry.fleet import Tenant
+from tenantferry.moves.move import Move
+
+# The application's own search_path and settings apply here, so every name is qualified.
+_WHO = (
+    "SELECT current_user::text, app.current_tenant()::text, pg_catalog.current_database()::text,"
+    " pg_catalog.current_setting('transaction_read_only')"
+)
+_TABLE = """
+SELECT n.nspname, c.relname
+FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'tenant_id'
+WHERE c.relkind IN ('r', 'p') AND c.relrowsecurity AND n.nspname <> 'app'
+    AND pg_catalog.has_table_privilege(c.oid, 'SELECT, UPDATE')
+ORDER BY n.nspname, c.relname
+LIMIT 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSummary:
+    """
+    What a session of the application is.
+
+    :ivar table: where reading and writing was tried; nothing of it stays.
+    """
+
+    role: str
+    tenant_id: str
+    database: str
+    table: str
+    milliseconds: float
+
+
+def probe(move: Move) -> ProbeSummary:
+    """
+    Look at the tenant as its application does, and record that it was seen.
+
+    :raises PermanentError: if the application does not reach the target as this tenant.
+    """
+    seen = look(move.probe, move.tenant, database=move.target_address[2])
+    purpose = f"probe {move.tenant.key}"
+    with closing(open_connection(move.target, purpose=purpose)) as target, target:
+        record_probe(target, move.tenant.key)
+    return seen
+
+
+def look(params: ConnectionParams, tenant: Tenant, *, database: str) -> ProbeSummary:
+    """
+    Log in as the application and check that it is this tenant in the target.
+
+    :raises PermanentError: if it is not, or cannot read or write.
+    """
+    started = time.monotonic()
+    with closing(open_client_connection(params, purpose=f"probe {tenant.key}")) as client:
+        try:
+            with client.cursor() as cursor:
+                cursor.execute(_WHO)
+                role, tenant_id, found, read_only = cursor.fetchone() or ("", "", "", "")
+                table = _try_table(cursor)
+            client.rollback()
+        except psycopg2.Error as error:
+            raise PermanentError(
+                f'the application of tenant "{tenant.key}" cannot work with the target',
+                detail=" ".join(str(error).split()),
+                hint=f'It logs in as "{params.describe()}".',
+            ) from None
+    if (role, tenant_id, found, read_only) != (tenant.role, str(tenant.id), database, "off"):
+        raise PermanentError(
+            f'the application of tenant "{tenant.key}" does not reach the target as this tenant',
+            detail=f'It is role "{role}" with tenant {tenant_id} in database "{found}",'
+            f" transaction_read_only = {read_only}.",
+            hint="See the alias of the tenant in PgBouncer, and app.tenant_roles in the target.",
+        )
+    return ProbeSummary(role, tenant_id, found, table, (time.monotonic() - started) * 1000)
+
+
+def _try_table(cursor: cursor_type) -> str:
+    """Read and write one table, so that neither leaves a trace."""
+    cursor.execute(_TABLE)
+    row = cursor.fetchone()
+    if row is None:
+        return ""
+    table = sql.Identifier(*row)
+    cursor.execute(sql.SQL("SELECT FROM {} LIMIT 1").format(table))
+    cursor.execute(sql.SQL("UPDATE {} SET tenant_id = tenant_id WHERE false").format(table))
+    return ".".join(row)

@@ -1,0 +1,52 @@
+"""The sessions of one step: opened together, closed together, one step of a tenant at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+from psycopg2 import errors
+from psycopg2.extensions import connection
+
+from tenantferry.connections import ConnectionParams, open_connection
+from tenantferry.errors import TransientError
+
+# How long a step waits for another step of the same tenant, e.g. one that on-call has just
+# cleared and that is still cleaning up behind itself.
+STEP_LOCK_TIMEOUT_SECONDS = 60
+
+_LOCK = "SELECT pg_advisory_lock(hashtextextended('tenantferry step ' || %s, 0))"
+
+
+@contextmanager
+def open_source(params: ConnectionParams, *, purpose: str) -> Iterator[connection]:
+    """Open a session on the source in autocommit, and close it at the end."""
+    with closing(open_connection(params, purpose=purpose, autocommit=True)) as source:
+        yield source
+
+
+@contextmanager
+def exclusive_step(params: ConnectionParams, *, tenant: str, step: str) -> Iterator[connection]:
+    """
+    Open a session in the target that no other step of this tenant runs beside.
+
+    The lock ends with the session, so a killed worker never keeps it.
+
+    :return: the session; a transaction is the caller's.
+    :raises TransientError: if another step of the tenant does not end in time.
+    """
+    with closing(open_connection(params, purpose=f"{step} {tenant}")) as target:
+        with target.cursor() as cursor:
+            cursor.execute("SELECT set_config('lock_timeout', %s, false)",
+                           (f"{STEP_LOCK_TIMEOUT_SECONDS}s",))  # fmt: skip
+            try:
+                cursor.execute(_LOCK, (tenant,))
+            except errors.LockNotAvailable:
+                raise TransientError(
+                    f'another step of tenant "{tenant}" is still running',
+                    hint="It shows in pg_stat_activity of the target as"
+                    f' "tenantferry ... {tenant}"; the retry waits again.',
+                ) from None
+            cursor.execute("SET lock_timeout = 0")
+        target.commit()
+        yield target

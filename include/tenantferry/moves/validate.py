@@ -1,0 +1,82 @@
+"""Step six: prove that both sides hold the same rows at one position."""
+
+from __future__ import annotations
+
+import logging
+
+from psycopg2.extensions import connection
+
+from tenantferry.control.phases import IllegalPhaseError, Phase
+from tenantferry.control.registry import change_phase, require_registration
+from tenantferry.control.validations import read_latest_validation
+from tenantferry.errors import PermanentError
+from tenantferry.moves.move import Move
+from tenantferry.moves.sessions import exclusive_step, open_source
+from tenantferry.schema.catalog import read_tables
+from tenantferry.validation.running import ValidationResult, validate_tenant
+
+logger = logging.getLogger(__name__)
+
+_COPIED = frozenset({Phase.STREAMING, Phase.VALIDATED})
+
+
+class MismatchError(PermanentError):
+    """Source and target do not hold the same rows. Nothing was changed."""
+
+
+def validate(move: Move) -> ValidationResult:
+    """
+    Compare every row of the tenant at one position, while writes flow.
+
+    :raises MismatchError: if anything differs; the message names the rows.
+    """
+    with exclusive_step(move.target, tenant=move.tenant.key, step="validate") as target:
+        phase = require_registration(target, move.tenant.key).phase
+        target.commit()
+        if phase is Phase.LIVE:
+            return _recorded(target, move)
+        if phase not in _COPIED:
+            raise IllegalPhaseError(
+                f'tenant "{move.tenant.key}" cannot be validated in phase "{phase}"',
+                hint='Clear the task "backfill" and those after it.',
+            )
+        return validate_in_step(target, move)
+
+
+def validate_in_step(target: connection, move: Move) -> ValidationResult:
+    """
+    Compare, within a step that already keeps other steps of this tenant away.
+
+    :param target: the step's session, outside a transaction; this commits the phase.
+    :raises MismatchError: if anything differs.
+    """
+    tenant = move.tenant
+    with open_source(move.source, purpose=f"validate {tenant.key}") as source:
+        tables = read_tables(source, tenant)
+    result = validate_tenant(move.source, move.target, tenant, tables, run_id=move.run_id)
+    matches = result.mismatches == 0
+    with target:
+        change_phase(
+            target,
+            tenant.key,
+            Phase.VALIDATED if matches else Phase.STREAMING,
+            run_id=move.run_id,
+            lsn=result.position,
+            reason=f"validation {result.validation_id}: {result.rows} rows of"
+            f" {result.tables} tables, {result.mismatches} mismatches",
+        )
+    if not matches:
+        raise MismatchError(
+            f'source and target differ for tenant "{tenant.key}" in {result.mismatches} place(s)',
+            detail=" ".join(str(difference) for difference in result.differences),
+            hint="The rows are listed in tenantferry.mismatches with"
+            f" validation_id {result.validation_id}. The tenant stays on its source.",
+        )
+    return result
+
+
+def _recorded(target: connection, move: Move) -> ValidationResult:
+    recorded = read_latest_validation(target, move.tenant.key)
+    if recorded is None:
+        raise PermanentError(f'tenant "{move.tenant.key}" is live but was never validated')
+    return recorded

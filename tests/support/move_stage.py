@@ -1,0 +1,73 @@
+"""What a test of a whole move looks at."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from psycopg2.extensions import connection
+
+from tenantferry.connections import ConnectionParams, open_client_connection
+from tenantferry.local.pgbouncer import PgBouncer
+from tenantferry.moves.move import Move
+from tenantferry.moves.stream import stream
+
+APP_PASSWORD = "owner"
+ACME_ID = UUID("11111111-1111-1111-1111-111111111111")
+
+
+def rows(session: connection, query: str, *values: Any) -> list[tuple[Any, ...]]:
+    with session.cursor() as cursor:
+        cursor.execute(query, values or None)
+        return cursor.fetchall() if cursor.description else []
+
+
+@dataclass
+class Stage:
+    """
+    A move and what a test needs to look at it.
+
+    :ivar client: the application through PgBouncer.
+    """
+
+    move: Move
+    pooler: PgBouncer
+    source: connection
+    target: connection
+
+    @property
+    def client(self) -> ConnectionParams:
+        return self.pooler.client("acme", "app_owner", APP_PASSWORD)
+
+    def ask(self, query: str) -> list[tuple[Any, ...]]:
+        """Ask as the application does, in a session of its own."""
+        with closing(open_client_connection(self.client, purpose="ask")) as client, client:
+            return rows(client, query)
+
+    def phase(self) -> str:
+        [(phase,)] = rows(self.target, "SELECT phase FROM tenantferry.tenants")
+        return str(phase)
+
+    def acl(self) -> list[str]:
+        [(acl,)] = rows(
+            self.source,
+            "SELECT datacl::text FROM pg_database WHERE datname = current_database()",
+        )
+        return sorted(str(acl).strip("{}").split(","))
+
+    @contextmanager
+    def streaming(self) -> Iterator[None]:
+        """Host the stream beside the block, as a task of its own."""
+        stop = threading.Event()
+        thread = threading.Thread(target=lambda: stream(self.move, stop=stop), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(30)
+            assert not thread.is_alive()
