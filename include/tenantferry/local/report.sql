@@ -1,0 +1,42 @@
+-- One row per registered tenant: what its move was. No parameters.
+
+SELECT
+    t.tenant,
+    t.phase,
+    coalesce(c.tables, 0) AS tables,
+    coalesce(c.rows, 0)::bigint AS rows,
+    coalesce(c.bytes, 0)::bigint AS bytes,
+    coalesce(r.seconds, 0)::double precision AS backfill_seconds,
+    coalesce(s.changes, 0) AS changes_streamed,
+    v.tables AS validated_tables,
+    v.chunks AS validated_chunks,
+    v.rows AS validated_rows,
+    v.mismatches,
+    v.seconds AS validation_seconds,
+    p.write_pause_ms
+FROM tenantferry.tenants AS t
+LEFT JOIN (
+    SELECT tenant, count(DISTINCT (table_schema, table_name)) AS tables, sum(rows) AS rows,
+           sum(bytes) AS bytes
+    FROM tenantferry.chunks WHERE done_at IS NOT NULL GROUP BY tenant
+) AS c USING (tenant)
+LEFT JOIN (
+    SELECT tenant, extract(epoch FROM sum(finished_at - started_at)) AS seconds
+    FROM tenantferry.rounds WHERE finished_at IS NOT NULL GROUP BY tenant
+) AS r USING (tenant)
+LEFT JOIN tenantferry.streams AS s USING (tenant)
+-- The last one counts: it is what the cutover relied on.
+LEFT JOIN LATERAL (
+    SELECT tables, chunks, rows, mismatches,
+           extract(epoch FROM finished_at - started_at)::double precision AS seconds
+    FROM tenantferry.validations
+    WHERE tenant = t.tenant ORDER BY id DESC LIMIT 1
+) AS v ON true
+-- As a client feels it: from the moment we began to pause, not from when the last one was paused.
+LEFT JOIN LATERAL (
+    SELECT (1000 * extract(epoch FROM resumed_at - began_at))::double precision AS write_pause_ms
+    FROM tenantferry.write_pauses
+    WHERE tenant = t.tenant AND flipped_at IS NOT NULL AND resumed_at IS NOT NULL
+    ORDER BY id DESC LIMIT 1
+) AS p ON true
+ORDER BY t.created_at

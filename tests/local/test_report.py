@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from psycopg2.extensions import connection
+from rich.console import Console
+
+from tenantferry.errors import PermanentError
+from tenantferry.local.auditor import Audit
+from tenantferry.local.measurements import Measurements, read_summary, write_summary
+from tenantferry.local.options import Options, read_options
+from tenantferry.local.progress import Progress, View, choose_display, read_progress, tell_line
+from tenantferry.local.report import (
+    Report,
+    TenantReport,
+    build_tables,
+    build_tenant_report,
+    read_moves,
+)
+
+_MOVED = """
+INSERT INTO tenantferry.tenants (tenant, tenant_id, phase, source_identity)
+VALUES ('acme', gen_random_uuid(), 'live', '1/acme'),
+       ('globex', gen_random_uuid(), 'registered', '1/globex');
+INSERT INTO tenantferry.rounds (tenant, round, consistent_point, started_at, finished_at)
+VALUES ('acme', 1, '0/1', '2024-01-01 00:00:00Z', '2024-01-01 00:00:02Z'),
+       ('acme', 2, '0/2', '2024-01-01 01:00:00Z', '2024-01-01 01:00:03Z');
+INSERT INTO tenantferry.chunks
+    (tenant, table_schema, table_name, chunk, key_columns, estimated_rows, rows, bytes, done_at)
+VALUES ('acme', 'public', 'a', 1, '{id}', 100, 90, 1000, now()),
+       ('acme', 'public', 'a', 2, '{id}', 100, 110, 1000, now()),
+       ('acme', 'public', 'b', 1, '{id}', 50, 50, 500, now());
+INSERT INTO tenantferry.streams (tenant, position, confirmed, changes, lag_seconds)
+VALUES ('acme', '0/9', '0/9', 77, 0.25);
+INSERT INTO tenantferry.validations
+    (tenant, position, started_at, finished_at, tables, chunks, rows, mismatches)
+VALUES ('acme', '0/5', '2024-01-01 02:00:00Z', '2024-01-01 02:00:09Z', 2, 3, 250, 4),
+       ('acme', '0/7', '2024-01-01 03:00:00Z', '2024-01-01 03:00:01.5Z', 2, 3, 255, 0);
+INSERT INTO tenantferry.write_pauses
+    (tenant, began_at, deadline, flipped_at, resumed_at, undone_at)
+VALUES ('acme', '2024-01-01 04:00:00Z', '2024-01-01 04:00:05Z', NULL, NULL, now()),
+       ('acme', '2024-01-01 05:00:00Z', '2024-01-01 05:00:05Z', '2024-01-01 05:00:00.2Z',
+        '2024-01-01 05:00:00.25Z', NULL);
+"""
+_AUDIT = Audit(
+    acknowledged_writes=40, unknown_writes=0, rows=30, lost_writes=0, differences=(), seconds=0.1
+)
+
+
+def _measure(*, failed: int = 0) -> Measurements:
+    measurements = Measurements()
+    for number in range(100):
+        failure = "no" if number < failed else ""
+        measurements.record(0.001 * (number + 1), writes=1, failure=failure)
+    return measurements
+
+
+@pytest.fixture
+def moved(target: connection) -> TenantReport:
+    with target.cursor() as cursor:
+        cursor.execute(_MOVED)
+    moves = read_moves(target)
+    return build_tenant_report("acme", moves["acme"], _measure().summarize(finished=True), _AUDIT)
+
+
+def test_report_has_the_shape_that_others_read(moved: TenantReport, tmp_path: Path) -> None:
+    path = tmp_path / "demo" / "report.json"
+
+    Report(tenants=(moved,), total_seconds=12.5, versions={"airflow": "3"}).write(path)
+
+    assert json.loads(path.read_text("utf-8")) == {
+        "tenants": [
+            {
+                "tenant": "acme",
+                "phase": "live",
+                "tables": 2,
+                "rows": 250,
+                "bytes": 2500,
+                "backfill_seconds": 5.0,
+                "rows_per_second": 50,
+                "changes_streamed": 77,
+                "validation": {
+                    "tables": 2,
+                    "chunks": 3,
+                    "rows": 255,
+                    "mismatches": 0,
+                    "seconds": 1.5,
+                },
+                "write_pause_ms": 250.0,
+                "client": {
+                    "requests": 100,
+                    "failed": 0,
+                    "acknowledged_writes": 40,
+                    "lost_writes": 0,
+                    "p99_latency_ms": 99.0,
+                    "max_latency_ms": 100.0,
+                },
+            }
+        ],
+        "total_seconds": 12.5,
+        "versions": {"airflow": "3"},
+    }
+
+
+def test_report_is_a_success_when_all_is_well(moved: TenantReport) -> None:
+    assert moved.find_problems() == []
+    assert Report((moved,), 1.0, {}).is_success
+
+
+def test_report_is_no_success_without_any_tenant() -> None:
+    assert not Report((), 1.0, {}).is_success
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        pytest.param({"phase": "validated"}, "not live", id="not live"),
+        pytest.param({"phase": None}, "not live", id="never registered"),
+        pytest.param({"validation": None}, "not validated", id="not validated"),
+    ],
+)
+def test_report_is_no_success_when_the_move_is_not_done(
+    moved: TenantReport, change: dict[str, Any], problem: str
+) -> None:
+    report = Report((replace(moved, **change), moved), 1.0, {})
+
+    assert not report.is_success
+    assert problem in report.tenants[0].find_problems()[0]
+
+
+def test_report_is_no_success_when_the_last_validation_found_a_mismatch(
+    moved: TenantReport,
+) -> None:
+    assert moved.validation is not None
+    spoiled = replace(moved, validation=replace(moved.validation, mismatches=1))
+
+    assert not Report((spoiled,), 1.0, {}).is_success
+
+
+@pytest.mark.parametrize("field", ["failed", "lost_writes"])
+def test_report_is_no_success_when_a_client_was_let_down(moved: TenantReport, field: str) -> None:
+    let_down = replace(moved, client=replace(moved.client, **{field: 1}))
+
+    assert not Report((moved, let_down), 1.0, {}).is_success
+
+
+def test_report_is_no_success_when_the_client_did_nothing(moved: TenantReport) -> None:
+    idle = replace(moved, client=replace(moved.client, requests=0))
+
+    assert not Report((idle,), 1.0, {}).is_success
+
+
+def test_report_of_a_tenant_that_was_never_registered_says_so() -> None:
+    report = build_tenant_report("acme", None, _measure().summarize(finished=True), _AUDIT)
+
+    assert report.phase is None
+    assert report.rows_per_second is None
+
+
+def test_tables_fit_and_name_every_tenant(moved: TenantReport) -> None:
+    output = io.StringIO()
+
+    Console(file=output, width=120).print(*build_tables([moved]))
+
+    assert output.getvalue().count("acme") == 2
+    assert "…" not in output.getvalue()
+
+
+def test_read_moves_is_empty_before_the_first_preparation(source: connection) -> None:
+    assert read_moves(source) == {}
+    assert read_progress(source) == {}
+
+
+def test_read_progress_tells_how_much_is_copied(target: connection) -> None:
+    with target.cursor() as cursor:
+        cursor.execute(_MOVED)
+        cursor.execute(
+            "UPDATE tenantferry.chunks SET done_at = NULL, rows = NULL"
+            " WHERE table_name = 'a' AND chunk = 2"
+        )
+
+    found = read_progress(target)
+
+    assert found["acme"].copied_fraction == pytest.approx(140 / 250)
+    assert found["acme"].lag_seconds == 0.25
+    assert found["globex"] == Progress("globex", "registered")
+
+
+def test_copied_fraction_is_one_only_when_every_chunk_is_copied() -> None:
+    assert Progress("a", rows=200, estimated_rows=100).copied_fraction == 0.99
+    assert Progress("a", rows=90, estimated_rows=100, is_copied=True).copied_fraction == 1.0
+
+
+def test_lag_is_told_as_unknown_when_it_is_unknown() -> None:
+    view = View(Progress("acme", lag_seconds=None), task="backfill", requests=1, failed=0)
+
+    assert "lag unknown" in tell_line(view)
+
+
+def test_progress_is_plain_lines_when_output_is_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    view = View(Progress("acme"), task="backfill", requests=1, failed=0)
+
+    with choose_display(Console(file=io.StringIO())) as display:
+        display.show([view])
+        display.show([view])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1
+    assert "acme" in lines[0]
+
+
+def test_progress_is_bars_when_output_is_a_terminal() -> None:
+    output = io.StringIO()
+    view = View(Progress("acme", rows=5, estimated_rows=10), "backfill", requests=1, failed=0)
+
+    with choose_display(Console(file=output, force_terminal=True, width=120)) as display:
+        display.show([view])
+
+    assert "━" in output.getvalue()
+
+
+def test_summary_survives_its_file(tmp_path: Path) -> None:
+    summary = _measure(failed=2).summarize(finished=True)
+
+    write_summary(summary, tmp_path / "summary.json")
+
+    assert read_summary(tmp_path / "summary.json") == summary
+    assert read_summary(tmp_path / "other.json") is None
+    assert summary.failures == ("no", "no")
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        pytest.param({}, Options(), id="nothing"),
+        pytest.param({"TENANTS": "", "KEEP": "", "RATE": ""}, Options(), id="empty is not set"),
+        pytest.param(
+            {"TENANTS": "5", "ROWS": "5000", "RATE": "10", "KEEP": "1", "TARGET_PG": "18"},
+            Options(tenants=5, rows=5000, rate=10.0, keep=True, target_major=18),
+            id="all",
+        ),
+    ],
+)
+def test_read_options(environment: dict[str, str], expected: Options) -> None:
+    assert read_options(environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("TENANTS", "0"), ("TENANTS", "many"), ("ROWS", "10"), ("TENANT_SQL", "/nowhere.sql")],
+)
+def test_read_options_refuses_what_it_cannot_use(name: str, value: str) -> None:
+    with pytest.raises(PermanentError, match=name):
+        read_options({name: value})
