@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from move_stage import Stage, rows
-from traffic_clients import Writers
 
+from move_stage import Stage, rows
 from tenantferry.connections import open_client_connection, open_connection
 from tenantferry.control.phases import IllegalPhaseError
 from tenantferry.errors import PermanentError, TransientError
@@ -22,6 +21,7 @@ from tenantferry.local.postgres import PostgresServer
 from tenantferry.moves.cutover import cutover
 from tenantferry.moves.move import Move
 from tenantferry.moves.probe import probe
+from traffic_clients import Writers
 
 # Runs a cutover that ends, or freezes, itself after one step.
 SCRIPT = """

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from psycopg2.extensions import connection
-from traffic_clients import Writers, read_written
 
 from tenantferry.connections import ConnectionParams, open_client_connection
 from tenantferry.errors import PermanentError, TransientError
@@ -18,6 +17,7 @@ from tenantferry.local.postgres import PostgresServer
 from tenantferry.traffic.aliases import put_entry, read_entry
 from tenantferry.traffic.pgbouncer import AliasState, open_console
 from tenantferry.traffic.router import PauseTimeoutError, Router
+from traffic_clients import Writers, read_written
 
 Two = tuple[ConnectionParams, ConnectionParams]
 
