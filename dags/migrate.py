@@ -35,6 +35,7 @@ DOCUMENTS = read_sections(Path(__file__).with_suffix(".md"))
 # A stream is started again for as long as a source may be away: 14 hours at five seconds.
 STREAM_RETRIES = 10_000
 LAG_TIMEOUT = timedelta(hours=6)
+CUTOVER_RETRY_DELAY = timedelta(seconds=30)
 
 
 def build_dag(tenant: Tenant) -> DAG:
@@ -77,7 +78,12 @@ def build_dag(tenant: Tenant) -> DAG:
             validate = ValidateOperator(**_step(tenant, "validate"))
         with _group("hand_over", "Hand over"):
             approve = _build_approval(tenant)
-            cutover = CutoverOperator(**_step(tenant, "cutover"), pool=CUTOVER_POOL)
+            cutover = CutoverOperator(
+                **_step(tenant, "cutover"),
+                pool=CUTOVER_POOL,
+                # An attempt that undoes itself has held clients up: leave them some peace.
+                retry_delay=CUTOVER_RETRY_DELAY,
+            )
             probe = ProbeOperator(**_step(tenant, "probe"))
         preflight >> prepare >> backfill >> [stream_cdc, wait_for_lag]
         wait_for_lag >> validate >> approve >> cutover >> probe

@@ -216,3 +216,18 @@ def test_create_slot_command_of_version_14_still_works(source_params: Connection
 
     assert row is not None
     assert format_lsn(0) != row[1]
+
+
+def test_drop_slot_leaves_the_slot_of_another_database_alone(
+    source_server: PostgresServer, source: connection
+) -> None:
+    source_server.psql("-c", "SELECT pg_create_logical_replication_slot('theirs', 'pgoutput')")
+    try:
+        dropped = drop_slot(source, "theirs")
+
+        found = source_server.psql(
+            "-c", "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'theirs'"
+        )
+        assert (dropped, found) == (False, "1")
+    finally:
+        source_server.psql("-c", "SELECT pg_drop_replication_slot('theirs')")

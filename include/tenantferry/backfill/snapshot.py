@@ -88,6 +88,8 @@ def drop_slot(source: connection, slot: str) -> bool:
     """
     Drop a slot of ours, ending the session that still uses it.
 
+    A slot of that name that belongs to another database of the cluster is left alone.
+
     :param source: session in autocommit.
     :return: whether there was one.
     :raises TransientError: if another session takes it again and again.
@@ -97,14 +99,16 @@ def drop_slot(source: connection, slot: str) -> bool:
             cursor.execute(
                 "SELECT pg_terminate_backend(active_pid, %s)"
                 " FROM pg_catalog.pg_replication_slots"
-                " WHERE slot_name = %s AND active_pid IS NOT NULL",
+                " WHERE slot_name = %s AND database = current_database()"
+                " AND active_pid IS NOT NULL",
                 (END_SESSION_TIMEOUT_MS, slot),
             )
             try:
                 # The set-returning call drops nothing where there is no such slot.
                 cursor.execute(
                     "SELECT pg_drop_replication_slot(slot_name)"
-                    " FROM pg_catalog.pg_replication_slots WHERE slot_name = %s",
+                    " FROM pg_catalog.pg_replication_slots"
+                    " WHERE slot_name = %s AND database = current_database()",
                     (slot,),
                 )
             except errors.ObjectInUse:  # a restarted reader was quicker; end that one, too

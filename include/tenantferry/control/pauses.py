@@ -53,11 +53,6 @@ class WritePause:
     reached: dict[PauseStep, datetime]
     is_given_up: bool
 
-    @property
-    def is_flipped(self) -> bool:
-        """Whether the tenant belongs to the target."""
-        return PauseStep.FLIPPED in self.reached
-
 
 class AttemptLostError(TransientError):
     """Another process undoes this attempt, or has undone it."""

@@ -17,7 +17,7 @@ TenantKey = Annotated[str, Field(pattern=rf"^[a-z][a-z0-9_]{{0,{MAX_KEY_LENGTH -
 Name = Annotated[str, Field(min_length=1, max_length=63)]
 QualifiedName = Annotated[str, Field(pattern=r"^[^.]+\.[^.]+$")]
 PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Declared(BaseModel):
@@ -160,6 +160,11 @@ class Tenant(Settings):
     def slot(self) -> str:
         """Durable replication slot on the source."""
         return f"tenantferry_{self.key}"
+
+    @property
+    def validation_slot(self) -> str:
+        """Temporary replication slot of a validation; no key makes it another tenant's `slot`."""
+        return f"tfvalidate_{self.key}"
 
     @property
     def publication(self) -> str:

@@ -45,6 +45,7 @@ def preflight(move: Move) -> PreflightSummary:
     Check that the tenant can be moved, and log the plan as SQL before anything runs.
 
     :raises PreflightError: if anything stands against it; the message lists all of it.
+    :raises TransientError: if only a router instance that does not answer now does.
     :raises AlreadyLiveError: if the tenant went live in another run.
     """
     purpose = f"preflight {move.tenant.key}"
@@ -54,12 +55,15 @@ def preflight(move: Move) -> PreflightSummary:
     ):
         if _went_live(target, move):
             return PreflightSummary(0, 0, 0, already_live=True)
+        routed, unreachable = _check_router(move)
         findings = [
             *run_preflight(source, target, move.tenant, target_regions=move.target_regions),
-            *_check_router(move),
+            routed,
         ]
         _log_findings(findings)
         problems = [finding for finding in findings if finding.verdict is Verdict.ERROR]
+        if unreachable is not None and problems == [routed]:
+            raise unreachable
         if problems:
             raise PreflightError(
                 f'tenant "{move.tenant.key}" cannot be moved: {len(problems)} problem(s)',
@@ -88,14 +92,16 @@ def _went_live(target: connection, move: Move) -> bool:
     )
 
 
-def _check_router(move: Move) -> list[Finding]:
+def _check_router(move: Move) -> tuple[Finding, TransientError | None]:
+    """Return the finding, and the error itself where trying again may help."""
     try:
         move.router.check(
             move.tenant.alias, max_write_pause_seconds=move.tenant.max_write_pause_seconds
         )
     except (PermanentError, TransientError) as error:
-        return [Finding("router", Verdict.ERROR, error.message, error.detail, error.hint)]
-    return [Finding("router", Verdict.OK, move.tenant.alias, "", "")]
+        finding = Finding("router", Verdict.ERROR, error.message, error.detail, error.hint)
+        return finding, error if isinstance(error, TransientError) else None
+    return Finding("router", Verdict.OK, move.tenant.alias, "", ""), None
 
 
 def _log_findings(findings: Sequence[Finding]) -> None:

@@ -9,6 +9,7 @@ from tenantferry.connections import open_connection
 from tenantferry.control.phases import IllegalPhaseError, Phase
 from tenantferry.control.registry import require_registration
 from tenantferry.control.streams import read_stream
+from tenantferry.errors import TransientError
 from tenantferry.moves.move import Move
 from tenantferry.moves.sessions import open_source
 from tenantferry.schema.catalog import read_tables
@@ -22,7 +23,8 @@ def stream(move: Move, *, stop: threading.Event) -> StreamResult:
     Apply the source's changes until the tenant is live, or until *stop* is set.
 
     :param stop: set it to end at the next transaction boundary; nothing is lost by it.
-    :raises IllegalPhaseError: if the rows are not copied yet.
+    :raises TransientError: if the rows are being copied, again.
+    :raises IllegalPhaseError: if they were never copied.
     """
     tenant = move.tenant
     with closing(open_connection(move.target, purpose=f"stream step {tenant.key}")) as target:
@@ -34,6 +36,11 @@ def stream(move: Move, *, stop: threading.Event) -> StreamResult:
             transactions=record.transactions,
             position=record.position,
             reason="the tenant is live",
+        )
+    if phase is Phase.BACKFILLING:
+        raise TransientError(
+            f'tenant "{tenant.key}" is being copied',
+            hint="The stream begins when that is done.",
         )
     if phase not in _COPIED or record is None:
         raise IllegalPhaseError(

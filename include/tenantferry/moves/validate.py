@@ -9,7 +9,7 @@ from psycopg2.extensions import connection
 from tenantferry.control.phases import IllegalPhaseError, Phase
 from tenantferry.control.registry import change_phase, require_registration
 from tenantferry.control.validations import read_latest_validation
-from tenantferry.errors import PermanentError
+from tenantferry.errors import PermanentError, TransientError
 from tenantferry.moves.move import Move
 from tenantferry.moves.sessions import exclusive_step, open_source
 from tenantferry.schema.catalog import read_tables
@@ -18,6 +18,8 @@ from tenantferry.validation.running import ValidationResult, validate_tenant
 logger = logging.getLogger(__name__)
 
 _COPIED = frozenset({Phase.STREAMING, Phase.VALIDATED})
+# Others leave these by themselves: a backfill that goes on, a cutover that is settled.
+_PASSING = frozenset({Phase.BACKFILLING, Phase.CUTTING_OVER})
 
 
 class MismatchError(PermanentError):
@@ -35,6 +37,11 @@ def validate(move: Move) -> ValidationResult:
         target.commit()
         if phase is Phase.LIVE:
             return _recorded(target, move)
+        if phase in _PASSING:
+            raise TransientError(
+                f'tenant "{move.tenant.key}" cannot be validated while its phase is "{phase}"',
+                hint="Another step is on its way, or its leftovers are being settled.",
+            )
         if phase not in _COPIED:
             raise IllegalPhaseError(
                 f'tenant "{move.tenant.key}" cannot be validated in phase "{phase}"',

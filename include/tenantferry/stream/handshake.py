@@ -232,5 +232,5 @@ def _timeout(
         detail=f'Its state is "{record.state}", its position {format_lsn(record.position)};'
         f" it last reported at {record.reported_at or 'no time yet'}.{told}"
         + (f" Its error: {record.error}" if record.error else ""),
-        hint='Look at the task "stream" of this tenant.',
+        hint='Look at the task "stream_cdc" of this tenant.',
     )

@@ -182,7 +182,7 @@ def _check_same(
     raise DriftError(
         f'table "{table.label}" has changed: its columns differ from the {side}',
         detail=f"{detail} No row of the new shape was applied.",
-        hint='Make both sides the same and clear the task "stream"; if the source sent rows of'
+        hint='Make both sides the same and clear the task "stream_cdc"; if the source sent rows of'
         ' both shapes, clear the task "backfill" and those after it.',
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -82,11 +81,6 @@ class Console:
                 f'PgBouncer instance "{self.name}" did not answer within'
                 f" {COMMAND_TIMEOUT_SECONDS:g} s"
             ) from None
-
-    def read_version(self) -> tuple[int, ...]:
-        """Return the version, e.g. ``(1, 18, 0)``."""
-        (row,) = self.run("SHOW VERSION")
-        return tuple(int(part) for part in re.findall(r"\d+", str(row["version"])))
 
     def read_setting(self, name: str) -> str:
         """Return one setting; empty where it is not set or not known."""

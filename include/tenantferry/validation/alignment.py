@@ -164,13 +164,15 @@ def _held(target_params: ConnectionParams, tenant: Tenant) -> Iterator[_Stream]:
 
 @contextmanager
 def _source_snapshot(source_params: ConnectionParams, tenant: Tenant) -> Iterator[Snapshot]:
-    slot = f"{tenant.slot}_v"
     with closing(_open(source_params, tenant)) as source:
         source.autocommit = True
         # Of a validation whose process is gone but whose session is not.
-        drop_slot(source, slot)
+        drop_slot(source, tenant.validation_slot)
     with exported_snapshot(
-        source_params, slot=slot, temporary=True, timeout_seconds=SLOT_TIMEOUT_SECONDS
+        source_params,
+        slot=tenant.validation_slot,
+        temporary=True,
+        timeout_seconds=SLOT_TIMEOUT_SECONDS,
     ) as snapshot:
         yield snapshot
 
