@@ -43,3 +43,7 @@ class TransientError(TenantferryError):
 
 class PermanentError(TenantferryError):
     """Something cannot be done until a person changes a fact; a retry only repeats it."""
+
+
+class CopyAgainError(PermanentError):
+    """The target lacks rows of the tenant, or can no longer get them: copy the tenant again."""

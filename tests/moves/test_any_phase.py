@@ -9,7 +9,7 @@ import pytest
 
 from move_stage import Stage, rows
 from tenantferry.control.phases import Phase
-from tenantferry.errors import TransientError
+from tenantferry.errors import CopyAgainError, TransientError
 from tenantferry.moves.backfill import backfill
 from tenantferry.moves.cutover import cutover
 from tenantferry.moves.lag import measure_lag
@@ -17,7 +17,10 @@ from tenantferry.moves.preflight import AlreadyLiveError, preflight
 from tenantferry.moves.prepare import prepare
 from tenantferry.moves.probe import probe
 from tenantferry.moves.stream import stream
-from tenantferry.moves.validate import validate
+from tenantferry.moves.validate import MismatchError, validate
+
+# The stream that the stage hosts ends where its slot is replaced.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 
 def count_rows(stage: Stage) -> list[tuple[object, ...]]:
@@ -65,8 +68,6 @@ def test_every_early_step_of_a_streaming_tenant_finds_its_work_done(stage: Stage
     assert rows(stage.source, "SELECT confirmed_flush_lsn FROM pg_replication_slots") == before
 
 
-# The stream that the stage hosts ends with the slot.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_backfill_starts_over_when_the_slot_was_dropped_by_hand(stage: Stage) -> None:
     rows(
         stage.source,
@@ -104,3 +105,44 @@ def test_preflight_is_tried_again_when_only_the_pooler_is_down(stage: Stage) -> 
 
     with pytest.raises(TransientError):
         preflight(stage.move)
+
+
+def test_backfill_copies_again_what_a_validation_found_different(stage: Stage) -> None:
+    rows(stage.target, "UPDATE public.counted SET note = 'changed by hand' WHERE id = 3")
+    with pytest.raises(MismatchError, match="counted"):
+        validate(stage.move)
+
+    assert backfill(stage.move).rows == 9
+
+    with stage.streaming():
+        assert validate(stage.move).mismatches == 0
+
+
+def test_a_mismatch_that_was_mended_by_hand_needs_no_new_backfill(stage: Stage) -> None:
+    rows(stage.target, "UPDATE public.counted SET note = 'changed by hand' WHERE id = 3")
+    with pytest.raises(MismatchError, match="counted"):
+        validate(stage.move)
+    slot = "SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = 'tenantferry_acme'"
+    rows(stage.target, "UPDATE public.counted SET note = 'old' WHERE id = 3")
+
+    assert validate(stage.move).mismatches == 0
+    backfill(stage.move)
+
+    assert stage.phase() == Phase.VALIDATED
+    assert len(rows(stage.source, slot)) == 1
+
+
+def test_a_table_made_after_the_backfill_is_copied_with_the_others(stage: Stage) -> None:
+    rows(stage.source, "SET ROLE app_owner")
+    rows(stage.source, "CREATE TABLE public.later (id int PRIMARY KEY)")
+    rows(stage.source, "INSERT INTO public.later VALUES (1), (2)")
+    rows(stage.source, "RESET ROLE")
+    with pytest.raises(CopyAgainError, match="later"):
+        validate(stage.move)
+
+    prepare(stage.move)
+    result = backfill(stage.move)
+
+    assert (result.tables, result.rows) == (3, 11)
+    with stage.streaming():
+        assert validate(stage.move).rows == 11

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from psycopg2.extensions import connection
@@ -10,6 +11,7 @@ from tenantferry.control.chunks import read_chunks, read_last_round
 from tenantferry.control.streams import read_stream
 from tenantferry.fleet import Tenant
 from tenantferry.lsn import parse_lsn
+from tenantferry.schema.model import Table
 
 # invalidation_reason came with PostgreSQL 17; a key that is not there reads as null.
 _SLOT_POSITION = """
@@ -65,19 +67,25 @@ def read_copied(target: connection, tenant: Tenant) -> BackfillResult | None:
 
 
 def read_finished_backfill(
-    source: connection, target: connection, tenant: Tenant
+    source: connection, target: connection, tenant: Tenant, tables: Sequence[Table]
 ) -> BackfillResult | None:
     """
     Return the result of a backfill that need not be repeated, else ``None``.
 
-    That needs every chunk, the stream's row, and a slot that still sends all that the stream has
-    not applied.
+    That needs every chunk of exactly these tables, a stream that nothing is missing in, and a slot
+    that still sends all that the stream has not applied.
 
+    :param tables: those of the move, as the source describes them now.
     :param source: open transaction or autocommit; only read.
     :param target: open transaction or autocommit; only read.
     """
     stream = read_stream(target, tenant.key)
-    if stream is None:
+    if stream is None or stream.copy_again:
+        return None
+    copied = {(chunk.schema, chunk.table): chunk for chunk in read_chunks(target, tenant.key)}
+    if {name: chunk.key_columns for name, chunk in copied.items()} != {
+        table.qualified: table.key for table in tables
+    }:
         return None
     with source.cursor() as cursor:
         cursor.execute(_SLOT_POSITION, (tenant.slot,))

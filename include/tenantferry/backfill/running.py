@@ -93,7 +93,7 @@ def _run(attempt: _Attempt, *, report: Callable[[BackfillProgress], None]) -> Ba
         closing(open_connection(attempt.source, purpose=purpose, autocommit=True)) as source,
         closing(open_connection(attempt.target, purpose=purpose, settings=LOAD_SETTINGS)) as target,
     ):
-        finished = read_finished_backfill(source, target, tenant)
+        finished = read_finished_backfill(source, target, tenant, tables)
         target.rollback()
         if finished is not None:
             return finished
@@ -102,8 +102,9 @@ def _run(attempt: _Attempt, *, report: Callable[[BackfillProgress], None]) -> Ba
             _clear(source, target, tenant, tables)
             with _slot_dropped_on_failure(source, tenant):
                 _copy(attempt, source, target, report=report)
-                finished = read_finished_backfill(source, target, tenant)
+                finished = read_finished_backfill(source, target, tenant, tables)
                 target.rollback()
+            _analyze(target, tables)
     if finished is None:
         raise TransientError(
             f'backfill of tenant "{tenant.key}" ended, but its slot or its chunks are gone',
@@ -196,7 +197,6 @@ def _copy(
         finish_round(
             target, tenant.key, number=FIRST_ROUND, consistent_point=snapshot.consistent_point
         )
-    _analyze(target, tables)
 
 
 def _store_plan(

@@ -76,7 +76,8 @@ CREATE TABLE IF NOT EXISTS tenantferry.streams (
     lag_measured_at    timestamptz,
     lag_bytes          bigint,
     reported_at        timestamptz,
-    error              text
+    error              text,
+    copy_again         boolean NOT NULL DEFAULT false   -- only a new backfill helps
 );
 
 -- One exact comparison at one position.
@@ -131,3 +132,47 @@ CREATE INDEX IF NOT EXISTS write_pauses_tenant_idx ON tenantferry.write_pauses (
 -- At most one attempt of a tenant may be open.
 CREATE UNIQUE INDEX IF NOT EXISTS write_pauses_open_key ON tenantferry.write_pauses (tenant)
     WHERE undone_at IS NULL AND resumed_at IS NULL;
+
+-- Where each move stands, for people and dashboards. Rows and bytes are what is committed; rows to
+-- come are an estimate from statistics. Null is unknown, never zero.
+CREATE OR REPLACE VIEW tenantferry.progress AS
+SELECT
+    t.tenant,
+    t.phase,
+    coalesce(c.tables, 0) AS tables,
+    coalesce(c.chunks, 0) AS chunks,
+    coalesce(c.chunks_done, 0) AS chunks_done,
+    coalesce(c.rows, 0)::bigint AS rows,
+    coalesce(c.estimated_rows, 0)::bigint AS estimated_rows,
+    coalesce(c.bytes, 0)::bigint AS bytes,
+    r.rows_per_second,
+    CASE WHEN c.chunks_done = c.chunks THEN 0 ELSE c.rows_to_come / r.rows_per_second END
+        AS eta_seconds,             -- of the copy
+    s.lag_seconds,
+    coalesce(s.changes, 0) AS changes,
+    s.lag_measured_at
+FROM tenantferry.tenants AS t
+LEFT JOIN (
+    SELECT tenant,
+           count(DISTINCT (table_schema, table_name)) AS tables,
+           count(*) AS chunks,
+           count(done_at) AS chunks_done,
+           sum(rows) FILTER (WHERE done_at IS NOT NULL) AS rows,
+           sum(bytes) FILTER (WHERE done_at IS NOT NULL) AS bytes,
+           sum(estimated_rows) AS estimated_rows,
+           (sum(estimated_rows) FILTER (WHERE done_at IS NULL))::double precision AS rows_to_come
+    FROM tenantferry.chunks
+    GROUP BY tenant
+) AS c USING (tenant)
+LEFT JOIN (
+    -- A round that is not over counts until now.
+    SELECT tenant,
+           extract(epoch FROM sum(coalesce(finished_at, clock_timestamp()) - started_at)) AS seconds
+    FROM tenantferry.rounds
+    GROUP BY tenant
+) AS e USING (tenant)
+CROSS JOIN LATERAL (
+    -- Null before the first chunk is done: no rate can be told from nothing.
+    SELECT (nullif(c.rows, 0) / nullif(e.seconds, 0))::double precision AS rows_per_second
+) AS r
+LEFT JOIN tenantferry.streams AS s USING (tenant);

@@ -74,6 +74,7 @@ class StreamRecord:
     :ivar command_lsn: where ``advance`` and ``stop`` end.
     :ivar command_id: counts commands; the stream answers by setting *acknowledged_id* to it.
     :ivar lease_until: a hold that nobody renews ends then.
+    :ivar copy_again: rows are missing or wrong in the target; only a new backfill helps.
     :ivar lag_seconds: round trip of the last marker; ``None`` is unknown, never zero.
     """
 
@@ -94,6 +95,7 @@ class StreamRecord:
     lag_bytes: int | None
     reported_at: datetime | None
     error: str | None
+    copy_again: bool
 
 
 def origin_name(tenant: str) -> str:
@@ -159,6 +161,18 @@ def reset_stream(target: connection, tenant: str, position: int) -> None:
         cursor.execute(
             "INSERT INTO tenantferry.streams (tenant, position, confirmed) VALUES (%s, %s, %s)",
             (tenant, format_lsn(position), format_lsn(position)),
+        )
+
+
+def mark_copy_again(target: connection, tenant: str, *, needed: bool) -> None:
+    """
+    Record whether the tenant must be copied again; `reset_stream` forgets it.
+
+    :param target: open transaction; the caller commits.
+    """
+    with target.cursor() as cursor:
+        cursor.execute(
+            "UPDATE tenantferry.streams SET copy_again = %s WHERE tenant = %s", (needed, tenant)
         )
 
 

@@ -39,7 +39,8 @@ def backfill(
         phase = require_registration(target, tenant.key).phase
         if phase in (Phase.CUTTING_OVER, Phase.LIVE):
             return _recorded(target, move)
-        finished = read_finished_backfill(source, target, tenant)
+        tables = read_tables(source, tenant)
+        finished = read_finished_backfill(source, target, tenant, tables)
         if finished is None:
             with target:
                 change_phase(
@@ -53,7 +54,7 @@ def backfill(
                 move.source,
                 move.target,
                 tenant,
-                read_tables(source, tenant),
+                tables,
                 report=report or _log_progress,
             )
         elif phase is not Phase.BACKFILLING:

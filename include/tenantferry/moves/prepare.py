@@ -53,7 +53,6 @@ def prepare(move: Move) -> PrepareSummary:
         registration = read_registration(target, tenant.key)
         if registration is not None and registration.phase is Phase.LIVE:
             return PrepareSummary(0, 0)
-        # All of the target's side in one transaction: it is ready, or it is as before.
         with target:
             ensure_control_schema(target)
             ensure_registered(
@@ -65,6 +64,8 @@ def prepare(move: Move) -> PrepareSummary:
             )
             plan = _plan(source, target, move)
             apply_retrofit(target, plan)
+        # Apart: the retrofit may hold locks that live tenants wait for, the source may be slow.
+        with target:
             ensure_tenant_role(target, tenant, settings=read_role_settings(source, tenant))
             ensure_tenant_sequences(source, target, tenant)
             registered = read_registration(target, tenant.key)

@@ -8,8 +8,13 @@ from contextlib import closing
 from tenantferry.connections import open_connection
 from tenantferry.control.phases import IllegalPhaseError, Phase
 from tenantferry.control.registry import require_registration
-from tenantferry.control.streams import read_stream
-from tenantferry.errors import TransientError
+from tenantferry.control.streams import (
+    StreamRecord,
+    mark_copy_again,
+    read_stream,
+    require_stream,
+)
+from tenantferry.errors import CopyAgainError, TransientError
 from tenantferry.moves.move import Move
 from tenantferry.moves.sessions import open_source
 from tenantferry.schema.catalog import read_tables
@@ -31,12 +36,7 @@ def stream(move: Move, *, stop: threading.Event) -> StreamResult:
         phase = require_registration(target, tenant.key).phase
         record = read_stream(target, tenant.key)
     if phase is Phase.LIVE and record is not None:
-        return StreamResult(
-            changes=record.changes,
-            transactions=record.transactions,
-            position=record.position,
-            reason="the tenant is live",
-        )
+        return _over(record)
     if phase is Phase.BACKFILLING:
         raise TransientError(
             f'tenant "{tenant.key}" is being copied',
@@ -49,4 +49,33 @@ def stream(move: Move, *, stop: threading.Event) -> StreamResult:
         )
     with open_source(move.source, purpose=f"stream step {tenant.key}") as source:
         tables = read_tables(source, tenant)
-    return run_stream(move.source, move.target, tenant, tables, stop=stop)
+    try:
+        return run_stream(move.source, move.target, tenant, tables, stop=stop)
+    except CopyAgainError:
+        finished = _settle_loss(move)
+        if finished is None:
+            raise
+        return finished
+
+
+def _settle_loss(move: Move) -> StreamResult | None:
+    """
+    Look again after a loss: a cutover that went live meanwhile has dropped the slot.
+
+    :return: the result of a stream that is over; else the loss is recorded.
+    """
+    tenant = move.tenant.key
+    with closing(open_connection(move.target, purpose=f"stream step {tenant}")) as target, target:
+        if require_registration(target, tenant).phase is Phase.LIVE:
+            return _over(require_stream(target, tenant))
+        mark_copy_again(target, tenant, needed=True)
+    return None
+
+
+def _over(record: StreamRecord) -> StreamResult:
+    return StreamResult(
+        changes=record.changes,
+        transactions=record.transactions,
+        position=record.position,
+        reason="the tenant is live",
+    )

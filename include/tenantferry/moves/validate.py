@@ -8,8 +8,9 @@ from psycopg2.extensions import connection
 
 from tenantferry.control.phases import IllegalPhaseError, Phase
 from tenantferry.control.registry import change_phase, require_registration
+from tenantferry.control.streams import mark_copy_again
 from tenantferry.control.validations import read_latest_validation
-from tenantferry.errors import PermanentError, TransientError
+from tenantferry.errors import CopyAgainError, PermanentError, TransientError
 from tenantferry.moves.move import Move
 from tenantferry.moves.sessions import exclusive_step, open_source
 from tenantferry.schema.catalog import read_tables
@@ -22,7 +23,7 @@ _COPIED = frozenset({Phase.STREAMING, Phase.VALIDATED})
 _PASSING = frozenset({Phase.BACKFILLING, Phase.CUTTING_OVER})
 
 
-class MismatchError(PermanentError):
+class MismatchError(CopyAgainError):
     """Source and target do not hold the same rows. Nothing was changed."""
 
 
@@ -60,7 +61,12 @@ def validate_in_step(target: connection, move: Move) -> ValidationResult:
     tenant = move.tenant
     with open_source(move.source, purpose=f"validate {tenant.key}") as source:
         tables = read_tables(source, tenant)
-    result = validate_tenant(move.source, move.target, tenant, tables, run_id=move.run_id)
+    try:
+        result = validate_tenant(move.source, move.target, tenant, tables, run_id=move.run_id)
+    except CopyAgainError:
+        with target:
+            mark_copy_again(target, tenant.key, needed=True)
+        raise
     matches = result.mismatches == 0
     with target:
         change_phase(
@@ -72,12 +78,14 @@ def validate_in_step(target: connection, move: Move) -> ValidationResult:
             reason=f"validation {result.validation_id}: {result.rows} rows of"
             f" {result.tables} tables, {result.mismatches} mismatches",
         )
+        mark_copy_again(target, tenant.key, needed=not matches)
     if not matches:
         raise MismatchError(
             f'source and target differ for tenant "{tenant.key}" in {result.mismatches} place(s)',
             detail=" ".join(str(difference) for difference in result.differences),
             hint="The rows are listed in tenantferry.mismatches with"
-            f" validation_id {result.validation_id}. The tenant stays on its source.",
+            f" validation_id {result.validation_id}. The tenant stays on its source. Mend the rows"
+            ' and clear "validate", or clear "backfill" and those after it to copy all again.',
         )
     return result
 

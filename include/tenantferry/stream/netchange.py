@@ -13,14 +13,14 @@ from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from typing import TypeAlias
 
-from tenantferry.errors import PermanentError
+from tenantferry.errors import CopyAgainError
 from tenantferry.stream.pgoutput import UNCHANGED, Field, Text
 
 # The fields of the key columns; one field stands for itself.
 Key: TypeAlias = Field | tuple[Field, ...]
 
 
-class BrokenStreamError(PermanentError):
+class BrokenStreamError(CopyAgainError):
     """The changes contradict each other or the target: the one invariant does not hold."""
 
 

@@ -9,7 +9,7 @@ from psycopg2 import errors
 from psycopg2.extensions import connection
 
 from tenantferry.control.streams import END_SESSION_TIMEOUT_SECONDS, lock_stream, origin_name
-from tenantferry.errors import PermanentError, TransientError
+from tenantferry.errors import CopyAgainError, TransientError
 from tenantferry.fleet.declaration import Tenant
 from tenantferry.lsn import format_lsn, parse_lsn
 
@@ -19,7 +19,7 @@ _SLOT = resources.files("tenantferry.stream").joinpath("slot.sql").read_text("ut
 _COPY_AGAIN = 'The tenant must be copied again: clear the task "backfill" and those after it.'
 
 
-class LostChangesError(PermanentError):
+class LostChangesError(CopyAgainError):
     """Changes of the source that the target does not have are gone from the source's log."""
 
 
@@ -60,12 +60,12 @@ def settle_origin(
     that is killed between that call and its COMMIT leaves such an origin behind.
 
     :param target: session of `take_target`, in autocommit.
-    :raises PermanentError: if the origin is behind: the target was restored, or somebody changed
+    :raises CopyAgainError: if the origin is behind: the target was restored, or somebody changed
         one of the two.
     """
     name = origin_name(tenant.key)
     if progress is None or progress < position:
-        raise PermanentError(
+        raise CopyAgainError(
             f'replication origin "{name}" and the stream\'s position disagree',
             detail=f"The origin is at {'nothing' if progress is None else format_lsn(progress)},"
             f" the position at {format_lsn(position)}.",

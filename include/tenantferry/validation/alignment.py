@@ -19,8 +19,10 @@ from tenantferry.backfill.snapshot import (
     import_snapshot,
 )
 from tenantferry.connections import ConnectionParams, open_connection
-from tenantferry.errors import TenantferryError
+from tenantferry.control.streams import require_stream
+from tenantferry.errors import TenantferryError, TransientError
 from tenantferry.fleet import Tenant
+from tenantferry.lsn import format_lsn
 from tenantferry.stream.handshake import advance, hold, release
 from tenantferry.stream.marker import emit_marker
 
@@ -88,12 +90,28 @@ def aligned_view(
             _advance(source_params, target_params, tenant, snapshot.consistent_point)
             probe = sessions.enter_context(closing(_open(target_params, tenant, **PROBE_SETTINGS)))
             exported = export_snapshot(probe, snapshot.consistent_point)
+            _check_position(probe, tenant, snapshot.consistent_point)
             stream.release()
         opened = tuple(
             open_lane(sessions, source_params, target_params, tenant, snapshot, exported)
             for _ in range(lanes)
         )
         yield View(snapshot.consistent_point, opened, probe)
+
+
+def _check_position(target: connection, tenant: Tenant, position: int) -> None:
+    """
+    Check what the snapshot itself says: the position is stored with the rows.
+
+    :raises TransientError: if the stream went on before the snapshot was taken, e.g. because its
+        lease ended while this process was kept waiting.
+    """
+    found = require_stream(target, tenant.key).position
+    if found != position:
+        raise TransientError(
+            f'could not see tenant "{tenant.key}" at {format_lsn(position)}',
+            detail=f"The snapshot of the target is at {format_lsn(found)}.",
+        )
 
 
 def export_snapshot(target: connection, position: int) -> Snapshot:

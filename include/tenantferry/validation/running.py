@@ -21,7 +21,7 @@ from tenantferry.control.validations import (
     ValidationResult,
     record_validation,
 )
-from tenantferry.errors import PermanentError
+from tenantferry.errors import CopyAgainError
 from tenantferry.fleet import Tenant
 from tenantferry.schema.model import Table
 from tenantferry.validation.alignment import View, aligned_view
@@ -49,7 +49,7 @@ def validate_tenant(
 
     :param tables: of the source.
     :raises TransientError: if it could not be told, e.g. because the stream does not answer.
-    :raises PermanentError: if the tenant was copied from other tables.
+    :raises CopyAgainError: if the tenant was copied from other tables.
     """
     try:
         result = _validate(source_params, target_params, tenant, tables, run_id=run_id)
@@ -113,7 +113,7 @@ def load_chunks(
 
     :param source: open transaction or autocommit; only read.
     :param target: open transaction or autocommit; only read.
-    :raises PermanentError: if they do not hold every row that the tables can have.
+    :raises CopyAgainError: if they do not hold every row that the tables can have.
     """
     records = read_chunks(target, tenant.key)
     by_table = {
@@ -182,13 +182,13 @@ def _check_complete(table: Table, chunks: Sequence[ChunkRecord], key: tuple[str,
         and all(chunk.lower is not None for chunk in chunks[1:])
     )
     if not complete:
-        raise PermanentError(
+        raise CopyAgainError(
             f'table "{table.label}" was not copied with the others',
             detail="The chunks of the backfill do not hold it.",
             hint='Clear the task "prepare" and those after it: the tenant is copied again.',
         )
     if any(chunk.key_columns != key for chunk in chunks):
-        raise PermanentError(
+        raise CopyAgainError(
             f'the key of table "{table.label}" was changed after it was copied',
             hint='Clear the task "prepare" and those after it: the tenant is copied again.',
         )
