@@ -36,13 +36,10 @@ def pooler() -> Iterator[PgBouncer]:
 
 
 @pytest.fixture
-def stage(
-    source_params: ConnectionParams,
-    target_params: ConnectionParams,
-    target_server: PostgresServer,
-    pooler: PgBouncer,
-) -> Iterator[Stage]:
-    """A validated tenant whose stream runs."""
+def move(
+    source_params: ConnectionParams, target_params: ConnectionParams, pooler: PgBouncer
+) -> Move:
+    """A tenant that may be moved, and of which nothing is in the target."""
     pooler.set_alias(
         "acme",
         host=source_params.host,
@@ -55,7 +52,7 @@ def stage(
         key="acme", id=ACME_ID, source=Source(conn_id="acme"), slot_timeout_seconds=30,
         max_write_pause_seconds=5, lag_threshold_seconds=5,
     )  # fmt: skip
-    move = Move(
+    return Move(
         tenant=tenant,
         target_regions=frozenset(),
         source=source_params,
@@ -65,6 +62,18 @@ def stage(
         probe=pooler.client("acme", "app_owner", APP_PASSWORD),
         run_id="test",
     )
+
+
+@pytest.fixture
+def stage(
+    *,
+    source_params: ConnectionParams,
+    target_params: ConnectionParams,
+    target_server: PostgresServer,
+    pooler: PgBouncer,
+    move: Move,
+) -> Iterator[Stage]:
+    """A validated tenant whose stream runs."""
     owner = replace(source_params, user="app_owner", password=APP_PASSWORD)
     with closing(open_client_connection(owner, purpose="schema")) as session, session:
         rows(session, "CREATE TABLE public.written (id bigint PRIMARY KEY)")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 from psycopg2.extensions import connection
 
+from tenantferry.connections import ConnectionParams
 from tenantferry.fleet import TableKind, Tenant
 from tenantferry.local.postgres import PostgresServer
 from tenantferry.schema.findings import Finding, Verdict
@@ -105,11 +106,18 @@ def test_run_preflight_changes_nothing(
             "public.items",
         ),
         ("BEGIN; PREPARE TRANSACTION 'held'", "prepared transaction", "held"),
+        (
+            "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
+            " CREATE TRIGGER t BEFORE INSERT ON items FOR EACH ROW EXECUTE FUNCTION f();"
+            " ALTER TABLE items ENABLE ALWAYS TRIGGER t",
+            "trigger",
+            "public.items",
+        ),
     ],
     ids=[
         "no key", "identity nothing", "deferrable key", "unlogged", "partitioned", "inheritance",
         "large objects", "reserved schema", "tenant schema", "tenant column", "sequences",
-        "forced row security", "prepared transaction",
+        "forced row security", "prepared transaction", "always trigger",
     ],
 )  # fmt: skip
 def test_run_preflight_finds_an_error_in_the_source(
@@ -307,7 +315,7 @@ GOOD_SOURCE = {
 }  # fmt: skip
 GOOD_TARGET = {
     "major": 18, "standby": False, "encoding": "UTF8", "collation": "C", "max_origins": 10,
-    "used_origins": 0, "max_connections": 100, "tenant_roles": {},
+    "used_origins": 0, "tenant_roles": {}, "open_schemas": None,
 }  # fmt: skip
 
 
@@ -341,9 +349,9 @@ def test_source_checks_judge_the_server(
         ("server", {"encoding": "LATIN1"}, Verdict.ERROR),
         ("server", {"collation": "de_DE"}, Verdict.WARNING),
         ("origins", {"used_origins": 10}, Verdict.ERROR),
-        ("connections", {"max_connections": 1}, Verdict.WARNING),
+        ("search path", {"open_schemas": ["public"]}, Verdict.ERROR),
     ],
-    ids=["14", "encoding", "collation", "origins", "connections"],
+    ids=["14", "encoding", "collation", "origins", "open schema"],
 )
 def test_target_checks_judge_the_server(
     check: str, fact: dict[str, object], verdict: Verdict
@@ -352,3 +360,15 @@ def test_target_checks_judge_the_server(
 
     assert list(judge(GOOD_TARGET, GOOD_SOURCE)) == []
     assert [f.verdict for f in judge({**GOOD_TARGET, **fact}, GOOD_SOURCE)] == [verdict]
+
+
+def test_run_preflight_finds_a_schema_that_every_tenant_could_write_into(
+    target_server: PostgresServer, target_params: ConnectionParams, simple: Tenant, find: Find
+) -> None:
+    assert ("open schema", "public") not in _by(find(simple), Verdict.ERROR)
+
+    target_server.psql(
+        "-c", "GRANT CREATE ON SCHEMA public TO PUBLIC", database=target_params.database
+    )
+
+    assert ("open schema", "public") in _by(find(simple), Verdict.ERROR)

@@ -18,6 +18,8 @@ from tenantferry.schema.catalog import read_catalog
 from tenantferry.schema.findings import Finding, Verdict
 from tenantferry.schema.preflight import run_preflight
 from tenantferry.schema.retrofit import plan_retrofit
+from tenantferry.traffic.capacity import check_capacity, read_pools
+from tenantferry.validation.shared import compare_shared_tables
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +58,14 @@ def preflight(move: Move) -> PreflightSummary:
         if _went_live(target, move):
             return PreflightSummary(0, 0, 0, already_live=True)
         routed, unreachable = _check_router(move)
+        schemas = read_catalog(source), read_catalog(target)
         findings = [
             *run_preflight(source, target, move.tenant, target_regions=move.target_regions),
+            *compare_shared_tables(move.source, move.target, move.tenant, schemas=schemas),
             routed,
         ]
+        if routed.verdict is Verdict.OK:
+            findings.append(_check_pools(move, target))
         _log_findings(findings)
         problems = [finding for finding in findings if finding.verdict is Verdict.ERROR]
         if unreachable is not None and problems == [routed]:
@@ -70,9 +76,7 @@ def preflight(move: Move) -> PreflightSummary:
                 detail=" ".join(f"({n}) {_tell(p)}" for n, p in enumerate(problems, start=1)),
                 hint="Nothing was changed. Mend these, then clear this task.",
             )
-        statements = plan_retrofit(
-            read_catalog(source), read_catalog(target), move.tenant
-        ).statements
+        statements = plan_retrofit(*schemas, move.tenant).statements
     for statement in statements:
         logger.info("planned for the target: %s", statement)
     warnings = sum(finding.verdict is Verdict.WARNING for finding in findings)
@@ -102,6 +106,13 @@ def _check_router(move: Move) -> tuple[Finding, TransientError | None]:
         finding = Finding("router", Verdict.ERROR, error.message, error.detail, error.hint)
         return finding, error if isinstance(error, TransientError) else None
     return Finding("router", Verdict.OK, move.tenant.alias, "", ""), None
+
+
+def _check_pools(move: Move, target: connection) -> Finding:
+    alias = move.tenant.alias
+    host, port, _ = move.target_address
+    pools = list(read_pools(move.router.instances, alias=alias, host=host, port=port))
+    return check_capacity(target, pools, alias=alias)
 
 
 def _log_findings(findings: Sequence[Finding]) -> None:

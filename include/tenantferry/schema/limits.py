@@ -133,6 +133,15 @@ def _find_in_triggers(table: Table, source: Catalog, target: Catalog) -> Iterato
                 " carried.",
                 "Make the function SECURITY INVOKER, or create one in the target yourself.",
             )
+        elif trigger.enabled in "AR":
+            # Loading and applying run with session_replication_role = replica.
+            yield error(
+                "trigger",
+                table.label,
+                f'Trigger "{trigger.name}" also fires for replicated rows: it would fire again in'
+                " the target for rows that it has dealt with on the source.",
+                f'ALTER TABLE ... ENABLE TRIGGER "{trigger.name}".',
+            )
 
 
 def _find_in_foreign_keys(

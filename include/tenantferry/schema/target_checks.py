@@ -65,6 +65,14 @@ def check_privileges(facts: Facts, _source: Facts) -> Iterator[Finding]:
         yield warning("privileges", "target", detail, "REVOKE that membership.")
 
 
+def check_search_path(facts: Facts, _source: Facts) -> Iterator[Finding]:
+    """Check that no tenant can put a function into a schema that others search."""
+    for name in facts["open_schemas"] or ():
+        detail = "Everybody may create in it: a tenant's function could run with another's rights."
+        hint = f'REVOKE CREATE ON SCHEMA "{name}" FROM PUBLIC.'
+        yield error("open schema", name, detail, hint)
+
+
 def check_extensions(facts: Facts, _source: Facts) -> Iterator[Finding]:
     """Check that missing extensions can be made."""
     for name, available, allowed in facts["missing_extensions"] or ():
@@ -74,15 +82,6 @@ def check_extensions(facts: Facts, _source: Facts) -> Iterator[Finding]:
         elif not allowed:
             hint = "CREATE EXTENSION in the target as a superuser."
             yield error("extension", name, "Only a superuser can create it.", hint)
-
-
-def check_pools(facts: Facts, _source: Facts) -> Iterator[Finding]:
-    """Check that a pool for each tenant leaves room."""
-    tenants = len(facts["tenant_roles"]) + 1
-    if tenants * 2 > facts["max_connections"]:
-        detail = f"{tenants} tenants with a pool each share {facts['max_connections']} connections."
-        hint = "Raise max_connections, or move tenants to a shared role."
-        yield warning("connections", "target", detail, hint)
 
 
 def check_region(tenant: Tenant, regions: Collection[str]) -> Iterator[Finding]:
@@ -99,6 +98,6 @@ TARGET_CHECKS: Mapping[str, Check] = {
     "server": check_server,
     "origins": check_origins,
     "privileges": check_privileges,
+    "search path": check_search_path,
     "extensions": check_extensions,
-    "connections": check_pools,
 }

@@ -43,6 +43,11 @@ SELECT pg_catalog.jsonb_build_object(
         FROM pg_catalog.pg_namespace AS n
         WHERE n.nspname = ANY (%(schemas)s::text[])
             AND NOT pg_catalog.has_schema_privilege(n.oid, 'CREATE')),
+    'open_schemas', (
+        SELECT pg_catalog.jsonb_agg(n.nspname)
+        FROM pg_catalog.pg_namespace AS n
+        WHERE n.nspname = ANY (%(schemas)s::text[] || ARRAY['public', 'app'])
+            AND pg_catalog.has_schema_privilege('public', n.oid, 'CREATE')),
     'missing_extensions', (
         SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(wanted.name, EXISTS (
             SELECT FROM pg_catalog.pg_available_extension_versions AS v
@@ -51,9 +56,7 @@ SELECT pg_catalog.jsonb_build_object(
             WHERE v.name = wanted.name AND (v.trusted OR NOT v.superuser))))
         FROM unnest(%(extensions)s::text[]) AS wanted (name)
         WHERE NOT EXISTS (
-            SELECT FROM pg_catalog.pg_extension AS e WHERE e.extname = wanted.name)),
-    'max_connections', current_setting('max_connections')::integer,
-    'max_prepared', current_setting('max_prepared_transactions')::integer
+            SELECT FROM pg_catalog.pg_extension AS e WHERE e.extname = wanted.name))
 )
 FROM pg_catalog.pg_roles AS r
 WHERE r.rolname = current_user
