@@ -24,6 +24,17 @@ MIGRATION_PASSWORD = secrets.token_urlsafe(12)
 _numbers = count(1)
 
 
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Let the tests run, without the limit of pyproject.toml, where pytest-timeout is missing."""
+    if not pluginmanager.hasplugin("timeout"):
+        parser.addini("timeout", "seconds that a test may take; for pytest-timeout")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Know its marker in any case."""
+    config.addinivalue_line("markers", "timeout(seconds): how long a test may take")
+
+
 def _run_server(name: str, *, newest: bool) -> Iterator[PostgresServer]:
     installations = find_installations()
     base = servers_directory(Path(tempfile.mkdtemp(prefix="tenantferry-test-")))

@@ -12,7 +12,7 @@ import psycopg2
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from tenantferry.errors import PermanentError, TransientError
-from tenantferry.moves.lag import measure_lag
+from tenantferry.moves.lag import measure_lag, read_stream_failure
 from tenantferry_airflow.assembly import aread_move
 from tenantferry_airflow.fleet import load_declared_fleet, require_tenant
 
@@ -74,7 +74,7 @@ class LagTrigger(BaseTrigger):
             try:
                 seconds = await self._measure(move)
             except _UNKNOWN as error:
-                problem = str(error)
+                problem = await self._explain(move, error)
                 samples.clear()
                 self.log.warning("lag is unknown: %s", problem)
             else:
@@ -94,3 +94,12 @@ class LagTrigger(BaseTrigger):
 
     async def _measure(self, move: Move) -> float:
         return await asyncio.get_running_loop().run_in_executor(_MEASURERS, measure_lag, move)
+
+    async def _explain(self, move: Move, error: Exception) -> str:
+        """Return why the lag is unknown, with what the stream itself says of its end."""
+        problem = str(error)
+        failure = await asyncio.get_running_loop().run_in_executor(
+            _MEASURERS, read_stream_failure, move
+        )
+        # A round trip that took too long says it already.
+        return f"{problem}\n{failure}" if failure and failure not in problem else problem

@@ -1,13 +1,23 @@
 from __future__ import annotations
 
+import json
+from contextlib import closing
 from pathlib import Path
 
+import psycopg2.extensions
+import psycopg2.extras
 import pytest
+from airflow.providers.postgres.hooks.postgres import PostgresHook
 from airflow.sdk import Connection
 
+from tenantferry.connections import (
+    ConnectionParams,
+    open_connection,
+    open_replication_connection,
+)
 from tenantferry.errors import PermanentError
 from tenantferry.fleet import FleetError
-from tenantferry_airflow.assembly import assemble_move, connection_ids
+from tenantferry_airflow.assembly import assemble_move, connection_ids, read_move
 from tenantferry_airflow.connections import to_params
 from tenantferry_airflow.fleet import load_declared_fleet, require_tenant
 
@@ -95,3 +105,31 @@ def test_require_tenant_says_why_a_declared_tenant_cannot_be_used(fleet_file: Pa
         require_tenant(fleet, "initech")
     with pytest.raises(FleetError, match='tenant "hooli" is not declared'):
         require_tenant(fleet, "hooli")
+
+
+def test_gotcha_40_the_engine_opens_psycopg2_sessions_from_airflows_connections(
+    fleet_file: Path, source_params: ConnectionParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {
+        "conn_type": "postgres",
+        "host": source_params.host,
+        "port": source_params.port,
+        "login": source_params.user,
+        "password": source_params.password,
+        "schema": source_params.database,
+    }
+    for conn_id in ("source_1", "target", "acme_app", "pgbouncer_1"):
+        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(fields))
+    move = read_move("acme", run_id=None)
+
+    with (
+        closing(open_connection(move.target, purpose="test")) as ours,
+        closing(open_replication_connection(move.target, purpose="test")) as replication,
+        closing(PostgresHook("target").get_conn()) as airflows,
+    ):
+        kinds = [type(opened) for opened in (ours, replication, airflows)]
+
+    assert issubclass(kinds[0], psycopg2.extensions.connection)
+    assert issubclass(kinds[1], psycopg2.extras.LogicalReplicationConnection)
+    # The day this fails, the engine's own way to open sessions may be looked at again.
+    assert not issubclass(kinds[2], psycopg2.extensions.connection)

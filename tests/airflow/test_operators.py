@@ -14,7 +14,9 @@ import pytest
 from airflow.sdk import ExceptionRetryPolicy, RetryAction
 from airflow.sdk.exceptions import TaskDeferred
 from psycopg2 import errors
+from psycopg2.extensions import connection
 
+from tenantferry.connections import ConnectionParams
 from tenantferry.errors import PermanentError, TransientError
 from tenantferry.fleet import FleetError
 from tenantferry.local.accounts import free_port
@@ -136,6 +138,40 @@ def test_an_unknown_lag_keeps_the_gate_closed_until_the_deadline(
     assert "could not connect" in payload["detail"]
     assert "y@" not in json.dumps(payload)
     assert stood_still < 0.5  # seconds; the triggerer serves a thousand others meanwhile
+
+
+def test_a_failed_stream_is_told_to_whoever_waits_for_its_lag(
+    fleet_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    target_params: ConnectionParams,
+    target: connection,
+) -> None:
+    declare_connections(monkeypatch, free_port())  # the source is gone
+    fields = {
+        "conn_type": "postgres",
+        "host": target_params.host,
+        "port": target_params.port,
+        "login": target_params.user,
+        "password": target_params.password,
+        "schema": target_params.database,
+    }
+    monkeypatch.setenv("AIRFLOW_CONN_TARGET", json.dumps(fields))
+    with target.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO tenantferry.tenants (tenant, tenant_id, phase, source_identity)"
+            " VALUES ('acme', gen_random_uuid(), 'streaming', '1/acme');"
+            "INSERT INTO tenantferry.streams (tenant, position, confirmed, state, error)"
+            " VALUES ('acme', '0/9', '0/9', 'failed', 'column \"colour\" is not in the target')"
+        )
+
+    payload, _ = asyncio.run(first_event(LagTrigger(tenant="acme", deadline=time.time() + 1.5)))
+
+    told = capsys.readouterr().out  # where Airflow logs to
+    assert "lag is unknown: could not connect" in told
+    assert 'state "failed". Its error: column "colour" is not in the target' in told
+    assert payload["status"] == "timeout"  # it went on waiting until the deadline
+    assert 'column "colour"' in payload["detail"]
 
 
 def test_a_trigger_of_a_tenant_that_is_no_longer_declared_fails_for_good(

@@ -2,19 +2,28 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from psycopg2.extensions import connection
+from psycopg2.extras import RealDictCursor
 from rich.console import Console
 
 from tenantferry.errors import PermanentError
 from tenantferry.local.auditor import Audit
 from tenantferry.local.measurements import Measurements, read_summary, write_summary
 from tenantferry.local.options import Options, read_options
-from tenantferry.local.progress import Progress, View, choose_display, read_progress, tell_line
+from tenantferry.local.progress import (
+    PlainDisplay,
+    Progress,
+    View,
+    choose_display,
+    read_progress,
+    tell_line,
+)
 from tenantferry.local.report import (
     Report,
     TenantReport,
@@ -191,6 +200,85 @@ def test_read_progress_tells_how_much_is_copied(target: connection) -> None:
     assert found["globex"] == Progress("globex", "registered")
 
 
+_COPYING = """
+INSERT INTO tenantferry.tenants (tenant, tenant_id, phase, source_identity)
+VALUES ('acme', gen_random_uuid(), 'backfilling', '1/acme');
+INSERT INTO tenantferry.rounds (tenant, round, consistent_point, started_at)
+VALUES ('acme', 1, '0/1', clock_timestamp() - interval '10 s');
+INSERT INTO tenantferry.chunks
+    (tenant, table_schema, table_name, chunk, key_columns, estimated_rows, rows, bytes, done_at)
+VALUES ('acme', 'public', 'a', 1, '{id}', 100, 90, 1000, now()),
+       ('acme', 'public', 'a', 2, '{id}', 100, 110, 1500, now()),
+       ('acme', 'public', 'b', 1, '{id}', 50, NULL, NULL, NULL);
+"""
+_PROGRESS = "SELECT * FROM tenantferry.progress"
+
+
+def read_view(target: connection) -> dict[str, Any]:
+    with target.cursor(cursor_factory=RealDictCursor) as cursor:
+        cursor.execute(_PROGRESS)
+        (row,) = cursor.fetchall()
+    return dict(row)
+
+
+def test_progress_view_has_rate_and_eta_in_the_middle_of_a_copy(target: connection) -> None:
+    with target.cursor() as cursor:
+        cursor.execute(_COPYING)
+
+    found = read_view(target)
+
+    rate, eta = found.pop("rows_per_second"), found.pop("eta_seconds")
+    assert found == {
+        "tenant": "acme", "phase": "backfilling", "tables": 2, "chunks": 3, "chunks_done": 2,
+        "rows": 200, "estimated_rows": 250, "bytes": 2500, "lag_seconds": None, "changes": 0,
+        "lag_measured_at": None,
+    }  # fmt: skip
+    assert rate == pytest.approx(20, rel=0.2)
+    assert eta == pytest.approx(50 / rate)
+
+
+def test_progress_view_has_no_eta_before_the_first_chunk(target: connection) -> None:
+    with target.cursor() as cursor:
+        cursor.execute(_COPYING)
+        cursor.execute("UPDATE tenantferry.chunks SET done_at = NULL, rows = NULL, bytes = NULL")
+
+    found = read_view(target)
+
+    assert (found["rows"], found["rows_per_second"], found["eta_seconds"]) == (0, None, None)
+
+
+def test_progress_view_keeps_the_rate_of_a_copy_that_is_over(target: connection) -> None:
+    with target.cursor() as cursor:
+        cursor.execute(_COPYING)
+        cursor.execute(
+            "UPDATE tenantferry.chunks SET done_at = now(), rows = 50, bytes = 10"
+            " WHERE done_at IS NULL;"
+            "UPDATE tenantferry.rounds SET finished_at = started_at + interval '5 s';"
+            "INSERT INTO tenantferry.streams (tenant, position, confirmed, changes, lag_seconds)"
+            " VALUES ('acme', '0/9', '0/9', 7, 0.5)"
+        )
+
+    found = read_view(target)
+
+    assert (found["rows_per_second"], found["eta_seconds"]) == (50.0, 0.0)
+    assert (found["chunks_done"], found["rows"], found["bytes"]) == (3, 250, 2510)
+    assert (found["changes"], found["lag_seconds"]) == (7, 0.5)
+    assert read_progress(target)["acme"].copied_fraction == 1.0
+
+
+def test_progress_view_has_a_row_for_a_tenant_of_which_nothing_is_copied(
+    target: connection,
+) -> None:
+    with target.cursor() as cursor:
+        cursor.execute(_COPYING)
+        cursor.execute("DELETE FROM tenantferry.chunks; DELETE FROM tenantferry.rounds")
+
+    found = read_view(target)
+
+    assert (found["tables"], found["chunks"], found["rows"], found["bytes"]) == (0, 0, 0, 0)
+    assert (found["rows_per_second"], found["eta_seconds"]) == (None, None)
+
+
 def test_copied_fraction_is_one_only_when_every_chunk_is_copied() -> None:
     assert Progress("a", rows=200, estimated_rows=100).copied_fraction == 0.99
     assert Progress("a", rows=90, estimated_rows=100, is_copied=True).copied_fraction == 1.0
@@ -214,6 +302,47 @@ def test_progress_is_plain_lines_when_output_is_no_terminal(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1
     assert "acme" in lines[0]
+
+
+def show_later(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *views: View
+) -> list[str]:
+    """Show one view after the other, a minute apart, and return the lines."""
+    display = PlainDisplay()
+    began = time.monotonic()
+    for number, view in enumerate(views):
+        monkeypatch.setattr(time, "monotonic", lambda now=began + 60 * number: now)
+        display.show([view])
+    return capsys.readouterr().out.splitlines()
+
+
+def test_plain_lines_go_on_while_the_move_gets_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    view = View(Progress("acme", "streaming"), "stream_cdc", requests=1, failed=0)
+    later = replace(view, progress=replace(view.progress, changes=5))
+
+    assert len(show_later(monkeypatch, capsys, view, later)) == 2
+
+
+@pytest.mark.parametrize(
+    ("progress", "is_over"),
+    [
+        pytest.param({"lag_seconds": 0.1, "rows_per_second": 3.0}, False, id="stands still"),
+        pytest.param({"changes": 5}, True, id="is over"),
+    ],
+)
+def test_plain_lines_say_nothing_more_of_a_tenant_that(
+    *,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    progress: dict[str, Any],
+    is_over: bool,
+) -> None:
+    view = View(Progress("acme", "live"), "success", requests=1, failed=0, is_over=is_over)
+    later = replace(view, progress=replace(view.progress, **progress), requests=999)
+
+    assert len(show_later(monkeypatch, capsys, view, later, later)) == 1
 
 
 def test_progress_is_bars_when_output_is_a_terminal() -> None:

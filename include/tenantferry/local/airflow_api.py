@@ -3,38 +3,59 @@
 from __future__ import annotations
 
 import json
+import secrets
 import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from tenantferry.errors import PermanentError, TransientError
+
+# On a loaded machine Airflow takes its time; it is still there.
+_TIMEOUT_SECONDS = 60.0
+_RETRY_SECONDS = 180.0
+# Airflow gives no more at once, whatever it is asked for.
+_PAGE_SIZE = 100
+_CONFLICT = 409
+# The request never left, so it may be sent again whatever it asks for.
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
 class AirflowApi:
     """
     A client of one Airflow, logged in by password.
 
-    Every method raises `PermanentError` if Airflow refuses the request.
+    Every method raises `PermanentError` if Airflow refuses the request, and `TransientError` if it
+    does not answer. What may be asked twice is asked again for some minutes before that.
 
     :param url: without a path, e.g. ``http://127.0.0.1:8080``.
+    :param retry_seconds: how long to go on asking.
     """
 
-    def __init__(self, url: str, *, username: str, password: str) -> None:
-        answer = httpx.post(
-            f"{url}/auth/token", json={"username": username, "password": password}, timeout=30
+    def __init__(
+        self, url: str, *, username: str, password: str, retry_seconds: float = _RETRY_SECONDS
+    ) -> None:
+        self._retry_seconds = retry_seconds
+        self._client = httpx.Client(timeout=_TIMEOUT_SECONDS)
+        answer = self._send(
+            "POST",
+            f"{url}/auth/token",
+            is_repeatable=True,
+            json={"username": username, "password": password},
         )
         token = _read(answer)["access_token"]
         self._client = httpx.Client(
             base_url=f"{url}/api/v2",
             headers={"Authorization": f"Bearer {token}"},
-            timeout=30,
+            timeout=_TIMEOUT_SECONDS,
         )
 
     def dag_ids(self) -> list[str]:
         """Return the Dags that Airflow knows and that are not stale."""
-        answer = self._call("GET", "/dags", params={"limit": 100})
-        return sorted(dag["dag_id"] for dag in answer["dags"])
+        return sorted(dag["dag_id"] for dag in self._list("/dags", "dags"))
 
     def wait_for_dag(self, dag_id: str, *, timeout_seconds: float = 60.0) -> None:
         """
@@ -54,12 +75,21 @@ class AirflowApi:
 
     def unpause(self, dag_id: str) -> None:
         """Let a Dag run."""
-        self._call("PATCH", f"/dags/{dag_id}", json={"is_paused": False})
+        self._call("PATCH", f"/dags/{dag_id}", is_repeatable=True, json={"is_paused": False})
 
     def trigger(self, dag_id: str) -> str:
         """Start a run and return its id."""
-        answer = self._call("POST", f"/dags/{dag_id}/dagRuns", json={"logical_date": None})
-        run_id: str = answer["dag_run_id"]
+        # The id is ours, so that a request whose answer was lost may be sent again: Airflow then
+        # refuses the second run of that id, and there is one.
+        run_id = f"manual__{datetime.now(UTC).isoformat()}_{secrets.token_hex(4)}"
+        answer = self._send(
+            "POST",
+            f"/dags/{dag_id}/dagRuns",
+            is_repeatable=True,
+            json={"logical_date": None, "dag_run_id": run_id},
+        )
+        if answer.status_code != _CONFLICT:
+            _read(answer)
         return run_id
 
     def run_state(self, dag_id: str, run_id: str) -> str:
@@ -69,8 +99,8 @@ class AirflowApi:
 
     def tasks(self, dag_id: str, run_id: str) -> dict[str, dict[str, Any]]:
         """Return all that Airflow says of the tasks of a run, by task id."""
-        answer = self._call("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances")
-        return {task["task_id"]: task for task in answer["task_instances"]}
+        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances"
+        return {task["task_id"]: task for task in self._list(path, "task_instances")}
 
     def task_states(self, dag_id: str, run_id: str) -> dict[str, str | None]:
         """Return task id to state; ``None`` for a task that waits for others."""
@@ -99,8 +129,8 @@ class AirflowApi:
 
     def import_errors(self) -> dict[str, str]:
         """Return file to import error."""
-        answer = self._call("GET", "/importErrors")
-        return {error["filename"]: error["stack_trace"] for error in answer["import_errors"]}
+        errors = self._list("/importErrors", "import_errors")
+        return {error["filename"]: error["stack_trace"] for error in errors}
 
     def xcom(self, dag_id: str, run_id: str, task_id: str) -> Any:
         """Return what a task returned."""
@@ -110,7 +140,7 @@ class AirflowApi:
 
     def pools(self) -> dict[str, int]:
         """Return pool to slots."""
-        return {pool["name"]: pool["slots"] for pool in self._call("GET", "/pools")["pools"]}
+        return {pool["name"]: pool["slots"] for pool in self._list("/pools", "pools")}
 
     def task_log(self, dag_id: str, run_id: str, task_id: str) -> str:
         """Return the log of all tries of a task, one event per line."""
@@ -123,8 +153,38 @@ class AirflowApi:
             lines.extend(_tell(event) for event in answer["content"])
         return "\n".join(lines)
 
-    def _call(self, method: str, path: str, **arguments: Any) -> Any:
-        return _read(self._client.request(method, path, **arguments))
+    def _list(self, path: str, field: str) -> Iterator[dict[str, Any]]:
+        """Yield every entry of a collection, page by page."""
+        offset, total = 0, 1
+        while offset < total:
+            answer = self._call("GET", path, params={"limit": _PAGE_SIZE, "offset": offset})
+            yield from answer[field]
+            total = answer["total_entries"] if answer[field] else 0
+            offset += len(answer[field])
+
+    def _call(
+        self, method: str, path: str, *, is_repeatable: bool = False, **arguments: Any
+    ) -> Any:
+        repeatable = is_repeatable or method == "GET"
+        return _read(self._send(method, path, is_repeatable=repeatable, **arguments))
+
+    def _send(
+        self, method: str, path: str, *, is_repeatable: bool, **arguments: Any
+    ) -> httpx.Response:
+        repeated = httpx.TransportError if is_repeatable else _NOT_SENT
+        attempts = Retrying(
+            retry=retry_if_exception_type(repeated),
+            wait=wait_exponential(multiplier=0.2, max=5),
+            stop=stop_after_delay(self._retry_seconds),
+            reraise=True,
+        )
+        try:
+            return attempts(self._client.request, method, path, **arguments)
+        except httpx.TransportError as error:
+            raise TransientError(
+                f"Airflow did not answer {method} {path}",
+                detail=f"{type(error).__name__}: {error}",
+            ) from None
 
 
 def _read(answer: httpx.Response) -> Any:

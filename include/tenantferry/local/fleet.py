@@ -41,12 +41,14 @@ class LocalTenant:
 
     :ivar rows: size of the sample, over all tables.
     :ivar approval: ask a person before the cutover.
+    :ivar settings: further fields of the tenant in the fleet file.
     :ivar password: of the application's login.
     """
 
     key: str
     rows: int
     approval: bool = False
+    settings: Mapping[str, float | str] = field(default_factory=dict)
     password: str = field(default_factory=lambda: secrets.token_urlsafe(18), repr=False)
 
     @property
@@ -185,6 +187,7 @@ class LocalFleet:
                     "source": {"conn_id": "source_1", "database": tenant.key},
                     "app_roles": [tenant.app],
                     "approval": tenant.approval,
+                    **tenant.settings,
                 }
                 for tenant in self.tenants
             ],

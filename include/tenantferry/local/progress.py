@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -19,6 +19,12 @@ from rich.table import Table
 # Often enough to see that it moves; a log of an hour still reads well.
 _PLAIN_INTERVAL_SECONDS = 5.0
 
+_READ = """
+SELECT tenant, phase, rows, estimated_rows, coalesce(chunks_done = nullif(chunks, 0), false),
+       lag_seconds, changes, rows_per_second, eta_seconds
+FROM tenantferry.progress
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -27,7 +33,8 @@ class Progress:
 
     :ivar rows: copied so far; the estimate comes from statistics and may be off.
     :ivar lag_seconds: ``None`` is unknown, which is not zero.
-    :ivar error: why its stream is not running, or nothing.
+    :ivar rows_per_second: of the copy; ``None`` before its first rows.
+    :ivar eta_seconds: until the copy ends; ``None`` is unknown.
     """
 
     tenant: str
@@ -37,7 +44,8 @@ class Progress:
     is_copied: bool = False
     lag_seconds: float | None = None
     changes: int = 0
-    error: str | None = None
+    rows_per_second: float | None = None
+    eta_seconds: float | None = None
 
     @property
     def copied_fraction(self) -> float:
@@ -52,13 +60,15 @@ class View:
     """
     What is shown of one tenant.
 
-    :ivar task: the Airflow tasks that run now.
+    :ivar task: the Airflow tasks that run now, or how the run ended.
+    :ivar is_over: nothing more will come of the run.
     """
 
     progress: Progress
     task: str
     requests: int
     failed: int
+    is_over: bool = False
 
 
 class Display(Protocol):
@@ -84,11 +94,10 @@ def read_progress(target: connection) -> dict[str, Progress]:
     :param target: in autocommit.
     """
     with target.cursor() as cursor:
-        cursor.execute("SELECT to_regclass('tenantferry.tenants') IS NOT NULL")
+        cursor.execute("SELECT to_regclass('tenantferry.progress') IS NOT NULL")
         if cursor.fetchone() == (False,):
             return {}
-        query = resources.files("tenantferry.local").joinpath("progress.sql")
-        cursor.execute(query.read_text("utf-8"))
+        cursor.execute(_READ)
         return {row[0]: Progress(*row) for row in cursor.fetchall()}
 
 
@@ -118,8 +127,8 @@ class BarDisplay:
     def show(self, views: Sequence[View]) -> None:
         """Draw the present state."""
         table = Table(box=None, padding=(0, 2, 0, 0))
-        for name in ("tenant", "phase", "copied", "rows", "lag", "changes", "requests", "failed",
-                     "running"):  # fmt: skip
+        for name in ("tenant", "phase", "copied", "rows", "rows/s", "left", "lag", "changes",
+                     "requests", "failed", "running"):  # fmt: skip
             table.add_column(name)
         for view in views:
             progress = view.progress
@@ -128,6 +137,8 @@ class BarDisplay:
                 progress.phase,
                 ProgressBar(total=1.0, completed=progress.copied_fraction, width=24),
                 f"{progress.rows:,}",
+                tell_rate(progress.rows_per_second),
+                tell_eta(progress.eta_seconds),
                 tell_lag(progress.lag_seconds),
                 f"{progress.changes:,}",
                 f"{view.requests:,}",
@@ -138,11 +149,15 @@ class BarDisplay:
 
 
 class PlainDisplay:
-    """A line per tenant, when its phase changes or some seconds have passed."""
+    """
+    A line per tenant when its phase or task changes, and every few seconds while it gets on.
+
+    Nothing more is said of a tenant whose run is over, or of one that stands still.
+    """
 
     def __init__(self) -> None:
         self._began = time.monotonic()
-        self._shown: dict[str, tuple[str, str, float]] = {}
+        self._shown: dict[str, tuple[View, float]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -159,20 +174,36 @@ class PlainDisplay:
         """Print what is new."""
         now = time.monotonic()
         for view in views:
-            progress = view.progress
-            phase, task, at = self._shown.get(progress.tenant, ("", "", 0.0))
-            is_new = (phase, task) != (progress.phase, view.task)
-            if is_new or (view.task and now - at >= _PLAIN_INTERVAL_SECONDS):
-                self._shown[progress.tenant] = (progress.phase, view.task, now)
+            tenant = view.progress.tenant
+            if self._is_news(view, now):
+                self._shown[tenant] = (view, now)
                 print(f"{now - self._began:7.1f}s  {tell_line(view)}", flush=True)
+
+    def _is_news(self, view: View, now: float) -> bool:
+        if view.progress.tenant not in self._shown:
+            return True
+        last, at = self._shown[view.progress.tenant]
+        if (last.progress.phase, last.task) != (view.progress.phase, view.task):
+            return True
+        if view.is_over or now - at < _PLAIN_INTERVAL_SECONDS:
+            return False
+        return _milestones(last.progress) != _milestones(view.progress)
+
+
+def _milestones(progress: Progress) -> tuple[object, ...]:
+    """Return what changes only when the move gets on; a rate changes by the clock alone."""
+    return (progress.rows, progress.changes, progress.is_copied)
 
 
 def tell_line(view: View) -> str:
     """Return one line about one tenant."""
     progress = view.progress
+    pace = ""
+    if not progress.is_copied and progress.rows_per_second is not None:
+        pace = f", {tell_rate(progress.rows_per_second)} rows/s, {tell_eta(progress.eta_seconds)}"
     return (
         f"{progress.tenant:<12} {progress.phase:<12} copied {progress.copied_fraction:4.0%}"
-        f" ({progress.rows:,} rows)  lag {tell_lag(progress.lag_seconds)}"
+        f" ({progress.rows:,} rows{pace})  lag {tell_lag(progress.lag_seconds)}"
         f"  changes {progress.changes:,}  requests {view.requests:,} ({view.failed:,} failed)"
         f"  {view.task}"
     )
@@ -188,6 +219,31 @@ def tell_lag(lag_seconds: float | None) -> str:
     if lag_seconds is None:
         return "unknown"
     return f"{lag_seconds * 1000:.0f} ms" if lag_seconds < 1 else f"{lag_seconds:.1f} s"
+
+
+def tell_rate(rows_per_second: float | None) -> str:
+    """
+    Return a rate to read.
+
+    >>> tell_rate(None), tell_rate(12345.6)
+    ('-', '12,346')
+    """
+    return "-" if rows_per_second is None else f"{rows_per_second:,.0f}"
+
+
+def tell_eta(eta_seconds: float | None) -> str:
+    """
+    Return how long the copy will still take.
+
+    >>> tell_eta(None), tell_eta(0), tell_eta(59.2), tell_eta(4000)
+    ('-', '-', '1 min left', '67 min left')
+    >>> tell_eta(12.2)
+    '13 s left'
+    """
+    if not eta_seconds:
+        return "-"
+    seconds = math.ceil(eta_seconds)
+    return f"{seconds} s left" if seconds < 60 else f"{math.ceil(seconds / 60)} min left"
 
 
 def name_running(states: Mapping[str, str | None]) -> str:

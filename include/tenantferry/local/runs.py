@@ -122,4 +122,5 @@ def _view(run: Run, found: Mapping[str, Progress], client: ClientProcess) -> Vie
         task=run.state if run.is_over else name_running(run.tasks),
         requests=summary.requests if summary else 0,
         failed=summary.failed if summary else 0,
+        is_over=run.is_over,
     )

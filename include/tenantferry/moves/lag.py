@@ -5,9 +5,13 @@ from __future__ import annotations
 import time
 from contextlib import closing
 
+import psycopg2
+
 from tenantferry.connections import open_connection
 from tenantferry.control.phases import Phase
 from tenantferry.control.registry import require_registration
+from tenantferry.control.streams import StreamState, read_stream
+from tenantferry.errors import TenantferryError
 from tenantferry.moves.move import Move
 from tenantferry.moves.sessions import open_source
 from tenantferry.stream.handshake import wait_for_position
@@ -37,3 +41,18 @@ def measure_lag(move: Move, *, timeout_seconds: float = ROUND_TRIP_TIMEOUT_SECON
         lsn = emit_marker(source, tenant)
         wait_for_position(move.target, tenant.key, lsn, timeout_seconds=timeout_seconds)
         return time.monotonic() - started
+
+
+def read_stream_failure(move: Move) -> str:
+    """Return why the tenant's stream failed; empty where it did not, or where nobody can tell."""
+    tenant = move.tenant.key
+    try:
+        with closing(
+            open_connection(move.target, purpose=f"lag {tenant}", autocommit=True)
+        ) as target:
+            record = read_stream(target, tenant)
+    except (TenantferryError, psycopg2.Error):
+        return ""
+    if record is None or record.state is not StreamState.FAILED:
+        return ""
+    return f'Its stream is in state "{record.state}". Its error: {record.error}'
