@@ -5,9 +5,10 @@
 # make lint   ruff and mypy
 
 PYTEST_ARGS ?=
+PURPOSE = run
 export TENANTS ROWS RATE TENANT_SQL SOURCE_PG TARGET_PG KEEP
 # Airflow and its workers are started by name, so the environment comes first on PATH.
-USE_PYTHON = python=$$(scripts/environment.sh) && PATH="$$(dirname "$$python"):$$PATH" && \
+USE_PYTHON = python=$$(scripts/environment.sh $(PURPOSE)) && PATH="$$(dirname "$$python"):$$PATH" && \
 	export PYTHONPATH=include:plugins &&
 
 .PHONY: demo down test lint environment pgbouncer
@@ -21,6 +22,7 @@ down:
 test: pgbouncer
 	@$(USE_PYTHON) exec "$$python" -m pytest $(PYTEST_ARGS)
 
+lint: PURPOSE = lint
 lint:
 	@$(USE_PYTHON) "$$python" -m ruff check && "$$python" -m ruff format --check && \
 	"$$python" -m mypy

@@ -84,6 +84,8 @@ def test_names_of_the_longest_key_fit_into_63_bytes(tmp_path: Path) -> None:
         (("database: globex", "database: acme"), "source"),
         (("approval: true", "alias: acme"), "alias"),
         (("approval: true", "max_write_pause_seconds: 0"), "max_write_pause_seconds"),
+        (("approval: true", "lag_threshold_seconds: .inf"), "lag_threshold_seconds"),
+        (("approval: true", "slot_timeout_seconds: .nan"), "slot_timeout_seconds"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[1][:32],
 )  # fmt: skip
@@ -125,8 +127,26 @@ def test_load_fleet_trusts_neither_of_two_tenants_with_one_key(tmp_path: Path) -
         (GOOD.replace("conn_id: target, ", "") + ACME, '"target" in fleet file'),
         (GOOD.replace("aliases_file", "file") + ACME, 'router "main" in fleet file'),
         (GOOD.replace("region: eu", "approval: 12") + ACME, '"defaults" in fleet file'),
+        (GOOD.replace("  main:", "  1:") + ACME, '"routers" in fleet file'),
+        (GOOD.replace("  main:", f"  {'m' * 64}:") + ACME, "the fleet in fleet file"),
+        (GOOD + ACME + "1: one", "the document in fleet file"),
+        (GOOD.replace("region: eu", "region: 2026-02-30") + ACME, "is not YAML"),
+        (GOOD.partition("defaults:")[0] + "defaults: []\ntenants: []", '"defaults" in fleet file'),
     ],
-    ids=["yaml", "list", "unknown", "no tenants", "target", "router", "defaults"],
+    ids=[
+        "yaml",
+        "list",
+        "unknown",
+        "no tenants",
+        "target",
+        "router",
+        "defaults",
+        "router 1",
+        "long router",
+        "field 1",
+        "no such date",
+        "defaults list",
+    ],
 )
 def test_load_fleet_refuses_a_fleet_that_is_bad_as_a_whole(
     tmp_path: Path, text: str, message: str
@@ -140,6 +160,73 @@ def test_load_fleet_refuses_a_fleet_that_is_bad_as_a_whole(
     assert str(path) in str(refused.value)
 
 
+def test_load_fleet_names_the_file_that_is_not_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.yaml"
+    path.write_bytes((GOOD + ACME + "# Zürich").encode("latin-1"))
+
+    with pytest.raises(FleetError, match="is not UTF-8") as refused:
+        load_fleet(path)
+
+    assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        (GOOD + ACME + "    region: eu\n    region: us\n", "region"),
+        (GOOD + ACME + "    tables: {public.a: skip, public.a: shared}\n", "public.a"),
+        (GOOD + ACME + 'tenants: []\n"routers": {}\n', "tenants"),
+        (GOOD + ACME + '    alias: acme\n    "alias": other\n', "alias"),
+    ],
+    ids=["tenant", "one line", "document", "quotes"],
+)
+def test_load_fleet_names_file_line_and_field_that_is_said_twice(
+    tmp_path: Path, text: str, field: str
+) -> None:
+    path = write(tmp_path, text)
+    line = max(n for n, said in enumerate(text.splitlines(), 1) if field in said)
+
+    with pytest.raises(FleetError) as refused:
+        load_fleet(path)
+
+    assert str(path) in str(refused.value)
+    assert f'Line {line}: "{field}" stands in line' in str(refused.value)
+
+
+def test_load_fleet_lets_a_mapping_override_what_it_merges(tmp_path: Path) -> None:
+    merged = ACME.replace("- key", "- &acme\n    key") + (
+        "  - <<: *acme\n    key: globex\n    id: 7f3b1c52-0000-4000-8000-000000000002\n"
+        "    source: {conn_id: source_1, database: globex}\n"
+    )
+
+    fleet = load_fleet(write(tmp_path, GOOD + merged))
+
+    assert (sorted(fleet.tenants), fleet.broken) == (["acme", "globex"], {})
+
+
+def test_load_fleet_takes_defaults_with_nothing_below_for_none(tmp_path: Path) -> None:
+    commented = GOOD.replace("\n  region", "\n#  region").replace("\n  app", "\n#  app")
+    commented = commented.replace("\n  tables", "\n#  tables")
+
+    tenant = load_fleet(write(tmp_path, commented + ACME)).tenants["acme"]
+
+    assert (tenant.region, tenant.app_roles, tenant.tables) == (None, (), {})
+
+
+def test_load_fleet_names_the_tenant_with_a_field_that_is_not_a_text(tmp_path: Path) -> None:
+    fleet = load_fleet(write(tmp_path, GOOD + ACME + GLOBEX.replace("approval:", "1:")))
+
+    assert 'tenant "globex"' in fleet.broken["globex"]
+    assert "not a text" in fleet.broken["globex"]
+
+
 def test_load_fleet_says_which_file_is_missing(tmp_path: Path) -> None:
     with pytest.raises(FleetError, match="could not read fleet file"):
         load_fleet(tmp_path / "nowhere.yaml")
+
+
+def test_no_key_makes_a_durable_slot_of_a_temporary_one(tmp_path: Path) -> None:
+    tenant = load_fleet(write(tmp_path, GOOD + ACME)).tenants["acme"]
+
+    assert tenant.validation_slot.startswith("tfvalidate_")
+    assert tenant.slot.startswith("tenantferry_")

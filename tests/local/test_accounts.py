@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tenantferry.errors import PermanentError
 from tenantferry.local import accounts
-from tenantferry.local.accounts import servers_directory
+from tenantferry.local.accounts import ensure_own_directory, servers_directory
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root cannot run servers itself")
 
@@ -42,6 +43,58 @@ def test_servers_directory_is_another_when_a_folder_above_is_closed(open_folder:
     finally:
         for folder in (chosen, servers_directory(closed / "others")):
             folder.rmdir()
+
+
+@as_root
+def test_servers_directory_refuses_the_other_when_somebody_else_has_made_it(
+    open_folder: Path,
+) -> None:
+    closed = open_folder / "root"
+    closed.mkdir(mode=0o700)
+    chosen = servers_directory(closed / "servers")
+    chosen.rmdir()
+    chosen.symlink_to(open_folder)
+
+    try:
+        with pytest.raises(PermanentError, match="cannot use the folder"):
+            servers_directory(closed / "servers")
+    finally:
+        chosen.unlink()
+
+
+def test_ensure_own_directory_keeps_its_own_and_opens_it(tmp_path: Path) -> None:
+    (tmp_path / "ours").mkdir(mode=0o700)
+    (tmp_path / "ours" / "data").touch()
+
+    assert ensure_own_directory(tmp_path / "ours") == tmp_path / "ours"
+    assert (tmp_path / "ours" / "data").exists()
+    assert (tmp_path / "ours").stat().st_mode & 0o777 == 0o755
+
+
+def test_ensure_own_directory_refuses_a_symbolic_link_to_a_folder_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "ours").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "ours")
+
+    with pytest.raises(PermanentError, match="HINT: Find out who made it"):
+        ensure_own_directory(tmp_path / "link")
+
+    assert (tmp_path / "ours").stat().st_mode & 0o777 == 0o700
+
+
+@as_root
+def test_ensure_own_directory_refuses_a_folder_of_another_account(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    os.chown(tmp_path / "theirs", 65534, 65534)
+
+    with pytest.raises(PermanentError, match="belongs to another account"):
+        ensure_own_directory(tmp_path / "theirs")
+
+
+def test_ensure_own_directory_refuses_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(PermanentError, match="cannot use the folder"):
+        ensure_own_directory(tmp_path / "file")
 
 
 def test_servers_directory_is_the_wanted_one_when_we_are_not_root(

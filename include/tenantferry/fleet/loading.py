@@ -7,19 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from tenantferry.errors import PermanentError
 from tenantferry.fleet.declaration import Fleet, Router, Settings, Target, Tenant
+from tenantferry.fleet.reading import FleetError, read_document
+
+__all__ = ["FleetError", "load_fleet"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
 _TOP_LEVEL = {"target", "routers", "defaults", "tenants"}
-
-
-class FleetError(PermanentError):
-    """The fleet file, or one tenant of it, is not usable."""
 
 
 def load_fleet(path: Path) -> Fleet:
@@ -36,7 +33,9 @@ def load_fleet(path: Path) -> Fleet:
         name: _resolve_paths(_parse(Router, value, path, f'router "{name}"'), path.parent)
         for name, value in _mapping(document.get("routers"), path, '"routers"').items()
     }
-    defaults = _mapping(document.get("defaults", {}), path, '"defaults"')
+    # "defaults:" whose lines are all commented out says nothing.
+    declared = document.get("defaults")
+    defaults = {} if declared is None else _mapping(declared, path, '"defaults"')
     _parse(Settings, defaults, path, '"defaults"')
     entries = document.get("tenants")
     if not isinstance(entries, list):
@@ -64,21 +63,12 @@ def load_fleet(path: Path) -> Fleet:
     for name in broken:
         # A key that stands twice is broken as a whole: neither entry can be trusted.
         tenants.pop(name, None)
-    return Fleet(target=target, routers=routers, tenants=tenants, broken=broken)
+    whole = {"target": target, "routers": routers, "tenants": tenants, "broken": broken}
+    return _parse(Fleet, whole, path, "the fleet")
 
 
 def _read_document(path: Path) -> dict[str, Any]:
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FleetError(
-            f'could not read fleet file "{path}"',
-            detail=str(error),
-            hint="Set TENANTFERRY_FLEET to the file, or create it.",
-        ) from None
-    except yaml.YAMLError as error:
-        raise FleetError(f'fleet file "{path}" is not YAML', detail=str(error)) from None
-    document = _mapping(document, path, "the document")
+    document = _mapping(read_document(path), path, "the document")
     if unknown := sorted(document.keys() - _TOP_LEVEL):
         raise FleetError(
             f'fleet file "{path}" has unknown fields: {", ".join(unknown)}',
@@ -93,6 +83,13 @@ def _mapping(value: object, path: Path, place: str) -> dict[str, Any]:
             f'{place} in fleet file "{path}" is not a mapping',
             detail=f"It is {type(value).__name__}.",
         )
+    for key in value:
+        if not isinstance(key, str):
+            raise FleetError(
+                f'{place} in fleet file "{path}" has a field whose name is not a text',
+                detail=f"YAML reads it as {type(key).__name__}: {key!r}.",
+                hint="Put it in quotes.",
+            )
     return value
 
 

@@ -6,9 +6,13 @@ import hashlib
 import os
 import pwd
 import socket
+import stat
 from pathlib import Path
 
+from tenantferry.errors import PermanentError
+
 _SERVICE_USERS = ("postgres", "nobody")
+_SHARED_ROOT = Path("/var/tmp")  # noqa: S108 - see ensure_own_directory()
 
 
 def service_user() -> str | None:
@@ -25,17 +29,42 @@ def servers_directory(wanted: Path) -> Path:
 
     That is *wanted*, but where a folder above it is closed to others (a checkout below root's
     home), one below ``/var/tmp`` of a name that depends on *wanted*.
+
+    :raises PermanentError: if somebody else has made that one.
     """
     wanted = wanted.resolve()
     if service_user() is None or _is_open(wanted):
-        chosen = wanted
-    else:
-        digest = hashlib.sha256(str(wanted).encode()).hexdigest()[:12]
-        # Open to every account, and kept when the machine starts again.
-        chosen = Path("/var/tmp") / f"tenantferry-{digest}"  # noqa: S108 - the name is ours alone
-    chosen.mkdir(parents=True, exist_ok=True)
-    chosen.chmod(0o755)
-    return chosen
+        wanted.mkdir(parents=True, exist_ok=True)
+        wanted.chmod(0o755)
+        return wanted
+    digest = hashlib.sha256(str(wanted).encode()).hexdigest()[:12]
+    # Open to every account, and kept when the machine starts again.
+    return ensure_own_directory(_SHARED_ROOT / f"tenantferry-{digest}")
+
+
+def ensure_own_directory(path: Path) -> Path:
+    """
+    Make a folder, where everybody may make one, that everybody may enter and only we may change.
+
+    Its name can be guessed: who made it before us would own what servers run on.
+
+    :raises PermanentError: if it is there and not ours.
+    """
+    try:
+        path.mkdir(mode=0o755)
+    except FileExistsError:
+        # Not followed: a symbolic link may lead to a folder that is ours. What is ours stays so,
+        # because in a sticky folder nobody else can replace it.
+        status = path.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            raise PermanentError(
+                f'cannot use the folder "{path}" for servers',
+                detail="It is a symbolic link or belongs to another account.",
+                hint="Find out who made it and remove it, or work in a folder that every account"
+                " may enter.",
+            ) from None
+    path.chmod(0o755)  # mkdir() heeds the umask
+    return path
 
 
 def give_to_service_user(path: Path) -> None:
