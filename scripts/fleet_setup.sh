@@ -4,7 +4,8 @@
 #
 # TARGET, SOURCE_1, SOURCE_2    host:port of the servers
 # PGUSER, PGPASSWORD            their superuser
-# FERRY_PASSWORD, APP_PASSWORD, POOLER_PASSWORD
+# FERRY_PASSWORD, POOLER_PASSWORD
+# APP_PASSWORD                  the application of a tenant logs in with <APP_PASSWORD>-<key>
 # ENGINE                        the folder include/tenantferry
 # POOLER, LOGS                  folders to make usable for PgBouncer and Airflow
 # OWNER                         uid:gid of both
@@ -45,8 +46,9 @@ SQL
 # ask <host:port> <database> <condition>
 ask() { [ "$(run "$1" "$2" --command="SELECT $3")" = t ]; }
 
-# tenant <host:port> <key>: a tenant's own database, with a sample in it.
+# tenant <host:port> <database> <key>: a tenant's own database, with a sample in it.
 tenant() {
+    login "$1" "$3_app" "$APP_PASSWORD-$3"
     make_database "$1" "$2" "$2_owner"
     # What follows locks every table for a moment: not while the tenant lives.
     made="shobj_description(oid, 'pg_database') IS NOT DISTINCT FROM 'made by fleet_setup.sh'"
@@ -56,34 +58,37 @@ tenant() {
             run "$1" "$2" --set=owner="$2_owner" --set=rows="$ROWS" \
                 --file="$ENGINE/local/sample.sql"
         fi
-        run "$1" "$2" --set=owner="$2_owner" --set=app=app --file="$ENGINE/local/adopt.sql"
+        run "$1" "$2" --set=owner="$2_owner" --set=app="$3_app" --file="$ENGINE/local/adopt.sql"
         run "$1" "$2" --set=owner="$2_owner" --file="$ENGINE/schema/source_privileges.sql"
         run "$1" "$2" --command="COMMENT ON DATABASE $2 IS 'made by fleet_setup.sh'"
     fi
+    # Nobody else's login may use the alias, nor the one that a cutover makes to rehearse.
+    echo "host $2,tenantferry_$3 $3_app 0.0.0.0/0 scram-sha-256" >>"$POOLER/hba.conf"
+    echo "\"$3_app\" \"$APP_PASSWORD-$3\"" >>"$POOLER/users.txt"
     # An alias that is there may point at the target already.
     if ! grep -q "^$2 = " "$POOLER/aliases.ini"; then
-        echo "$2 = host=${1%:*} port=${1##*:} dbname=$2 user=app password=$APP_PASSWORD" \
+        echo "$2 = host=${1%:*} port=${1##*:} dbname=$2 user=$3_app password=$APP_PASSWORD-$3" \
             >>"$POOLER/aliases.ini"
     fi
 }
 
 umask 077
 [ -f "$POOLER/aliases.ini" ] || echo '[databases]' >"$POOLER/aliases.ini"
-printf '"app" "%s"\n"pooler_admin" "%s"\n' "$APP_PASSWORD" "$POOLER_PASSWORD" \
-    >"$POOLER/users.txt"
+echo "\"pooler_admin\" \"$POOLER_PASSWORD\"" >"$POOLER/users.txt"
+echo 'host pgbouncer pooler_admin 0.0.0.0/0 scram-sha-256' >"$POOLER/hba.conf"
 
 login "$TARGET" tenantferry "$FERRY_PASSWORD"
 make_database "$TARGET" shared "$PGUSER"
 run "$TARGET" shared --file="$ENGINE/schema/target_privileges.sql"
 for source in "$SOURCE_1" "$SOURCE_2"; do
     login "$source" tenantferry "$FERRY_PASSWORD"
-    login "$source" app "$APP_PASSWORD"
     run "$source" postgres --command='ALTER ROLE tenantferry REPLICATION'
 done
-tenant "$SOURCE_1" acme
-tenant "$SOURCE_1" globex
-tenant "$SOURCE_2" initech_prod
+tenant "$SOURCE_1" acme acme
+tenant "$SOURCE_1" globex globex
+tenant "$SOURCE_2" initech_prod initech
 
 # Airflow replaces the file of aliases, and PgBouncer reads it, as the same user.
-chown "$OWNER" "$LOGS" "$POOLER" "$POOLER/aliases.ini" "$POOLER/users.txt"
+chown "$OWNER" "$LOGS" "$POOLER" "$POOLER/aliases.ini" "$POOLER/users.txt" \
+    "$POOLER/hba.conf"
 chmod 700 "$POOLER"

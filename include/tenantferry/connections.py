@@ -12,6 +12,15 @@ from psycopg2.extras import LogicalReplicationConnection
 
 from tenantferry.errors import PermanentError, TransientError
 
+# Of the server's end. A machine that is lost says no farewell: without them, its sessions keep
+# their locks, and a step its tenant, for the two hours that a kernel waits by default.
+_KEEPALIVES: Mapping[str, str] = {
+    "tcp_keepalives_idle": "20",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "4",
+    "tcp_user_timeout": "60000",
+}
+
 # What a session of ours never takes from a role's or a database's defaults. Deparsed catalog
 # text qualifies what is outside pg_catalog; apply is durable at COMMIT; nothing of ours is
 # ended by a timeout meant for the application.
@@ -25,6 +34,7 @@ SESSION_SETTINGS: Mapping[str, str] = {
     "idle_session_timeout": "0",
     "default_transaction_read_only": "off",
     "row_security": "off",
+    **_KEEPALIVES,
 }
 
 # libpq reports a refused login only as text. These fragments are not translated by servers
@@ -101,6 +111,7 @@ def open_replication_connection(
         # A session that has exported a snapshot waits, within a transaction, until it is used.
         "idle_in_transaction_session_timeout": "0",
         "idle_session_timeout": "0",
+        **_KEEPALIVES,
     }
     opened: LogicalReplicationConnection = _connect(
         params,

@@ -25,7 +25,7 @@ from tenantferry.connections import (
     open_client_connection,
     open_connection,
 )
-from tenantferry.errors import TransientError
+from tenantferry.errors import TenantferryError, TransientError
 from tenantferry.fleet import load_fleet
 from tenantferry.local.accounts import free_port, servers_directory, service_user
 from tenantferry.local.pgbouncer import PgBouncer, find_pgbouncer
@@ -36,7 +36,7 @@ PROJECT_ROOT = Path(__file__).resolve().parents[2]
 ENGINE = PROJECT_ROOT / "include" / "tenantferry"
 # What a local PgBouncer says about places, or what only its own folder can have.
 OF_THE_PLACE = {
-    "listen_addr", "listen_port", "auth_file", "admin_users", "logfile", "pidfile",
+    "listen_addr", "listen_port", "auth_file", "auth_hba_file", "admin_users", "logfile", "pidfile",
 }  # fmt: skip
 
 
@@ -131,9 +131,9 @@ def compose() -> Any:
     return yaml.safe_load((PROJECT_ROOT / "docker-compose.yaml").read_text("utf-8"))
 
 
-def rows(opened: connection, query: str) -> list[tuple[Any, ...]]:
+def rows(opened: connection, query: str, *values: Any) -> list[tuple[Any, ...]]:
     with opened.cursor() as cursor:
-        cursor.execute(query)
+        cursor.execute(query, values or None)
         return cursor.fetchall()
 
 
@@ -163,15 +163,17 @@ def test_fleet_setup_makes_roles_databases_and_privileges_and_may_run_again(plac
             target,
             "CREATE SCHEMA tried; SELECT set_config('session_replication_role', 'replica', true)",
         )
-    for database in ("acme", "globex", "initech_prod"):
+    for key, database in (("acme", "acme"), ("globex", "globex"), ("initech", "initech_prod")):
         with closing(place.as_migration_role(place.source, database)) as source:
             assert rows(
                 source,
                 "SELECT rolreplication, rolsuper, pg_has_role(rolname, datdba, 'USAGE'),"
-                " has_database_privilege('app', datname, 'CONNECT'),"
-                " has_table_privilege('app', 'public.invoices', 'UPDATE'),"
+                " has_database_privilege(%s, datname, 'CONNECT'),"
+                " has_table_privilege(%s, 'public.invoices', 'UPDATE'),"
                 " (SELECT count(*) FROM public.invoices) FROM pg_roles, pg_database"
                 " WHERE rolname = 'tenantferry' AND datname = current_database()",
+                f"{key}_app",
+                f"{key}_app",
             ) == [(True, False, True, True, True, 50)]
 
 
@@ -184,7 +186,7 @@ def test_fleet_setup_goes_on_where_it_was_interrupted(place: Place) -> None:
     with closing(place.as_migration_role(place.source, "globex")) as source:
         assert rows(
             source,
-            "SELECT count(*), has_table_privilege('app', 'public.invoices', 'INSERT')"
+            "SELECT count(*), has_table_privilege('globex_app', 'public.invoices', 'INSERT')"
             " FROM public.invoices",
         ) == [(50, True)]
     lines = place.aliases.read_text("utf-8").splitlines()
@@ -256,10 +258,14 @@ def test_pgbouncer_serves_clients_with_the_configuration_of_compose(
 
     with closing(
         open_client_connection(
-            ConnectionParams("127.0.0.1", port, "app", "globex", "app"), purpose="test"
+            ConnectionParams("127.0.0.1", port, "globex_app", "globex", "app-globex"),
+            purpose="test",
         )
     ) as client:
-        assert rows(client, "SELECT current_database(), current_user") == [("globex", "app")]
+        assert rows(client, "SELECT current_database(), current_user") == [("globex", "globex_app")]
+    stranger = ConnectionParams("127.0.0.1", port, "acme_app", "globex", "app-acme")
+    with pytest.raises(TenantferryError):
+        open_client_connection(stranger, purpose="test")
 
 
 @pytest.fixture

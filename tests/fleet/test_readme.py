@@ -45,11 +45,13 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def console(folder: Path) -> Iterator[ConnectionParams]:
-    """The admin console of a PgBouncer that reads exactly the three files of README.md."""
+    """The admin console of a PgBouncer that reads exactly the four files of README.md."""
     port = free_port()
     (folder / "tenantferry").mkdir()
-    for name in ("pgbouncer.ini", "users.txt", "tenantferry/aliases.ini"):
-        (text,) = blocks_with(f"; /etc/pgbouncer/{name}")
+    for name in ("pgbouncer.ini", "users.txt", "hba.conf", "tenantferry/aliases.ini"):
+        mark = "#" if name == "hba.conf" else ";"  # how its comments begin
+        (text,) = blocks_with(f"{mark} /etc/pgbouncer/{name}")
+        text = text.replace("10.0.0.0/8", "127.0.0.1/32")
         text = text.replace("/etc/pgbouncer", str(folder)).replace("…", "secret")
         text = text.replace("0.0.0.0", "127.0.0.1").replace("6432", str(port))
         text = text.replace("pool_mode", "unix_socket_dir =\npool_mode")
@@ -89,6 +91,7 @@ def test_pgbouncer_reads_what_the_readme_says(console: ConnectionParams) -> None
     assert acme[:5] == ("acme", "db1", 5432, "acme", "acme_app")
     settings = {str(row[0]): row[1] for row in ask(console, "SHOW CONFIG")}
     assert (settings["pool_mode"], settings["query_wait_timeout"]) == ("transaction", "60")
+    assert settings["auth_type"] == "hba"
     ask(console, "RELOAD")
 
 

@@ -146,3 +146,29 @@ def test_a_table_made_after_the_backfill_is_copied_with_the_others(stage: Stage)
     assert (result.tables, result.rows) == (3, 11)
     with stage.streaming():
         assert validate(stage.move).rows == 11
+
+
+def test_a_table_that_was_prepared_but_not_copied_keeps_the_tenant_at_its_source(
+    stage: Stage,
+) -> None:
+    rows(stage.source, "SET ROLE app_owner")
+    rows(stage.source, "CREATE TABLE public.later (id int PRIMARY KEY)")
+    rows(stage.source, "INSERT INTO public.later VALUES (1), (2)")
+    rows(stage.source, "RESET ROLE")
+    prepare(stage.move)
+
+    with pytest.raises(CopyAgainError, match="later"):
+        cutover(stage.move)
+
+    assert stage.phase() == Phase.VALIDATED
+
+
+def test_a_sequence_made_after_the_preparation_goes_on_in_the_target(stage: Stage) -> None:
+    rows(stage.source, "SET ROLE app_owner")
+    rows(stage.source, "CREATE SEQUENCE public.ticket_no INCREMENT BY 10")
+    rows(stage.source, "SELECT nextval('public.ticket_no')")
+    rows(stage.source, "RESET ROLE")
+
+    cutover(stage.move)
+
+    assert stage.ask("SELECT nextval('ticket_no')") == [(11,)]

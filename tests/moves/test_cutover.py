@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -15,34 +16,84 @@ import pytest
 
 from move_stage import Stage, rows
 from tenantferry.connections import open_client_connection, open_connection
+from tenantferry.control.pauses import begin_pause
 from tenantferry.control.phases import IllegalPhaseError
 from tenantferry.errors import PermanentError, TransientError
 from tenantferry.local.postgres import PostgresServer
+from tenantferry.moves import completion
+from tenantferry.moves.backfill import backfill
 from tenantferry.moves.cutover import cutover
+from tenantferry.moves.former import make_attempt
 from tenantferry.moves.move import Move
+from tenantferry.moves.prepare import prepare
 from tenantferry.moves.probe import probe
+from tenantferry.moves.validate import validate
+from tenantferry.traffic.fence import Fence, plan_fence, raise_fence
+from tenantferry.traffic.pgbouncer import open_console
+from tenantferry.traffic.settlement import settle
 from traffic_clients import Writers
 
 # Runs a cutover that ends, or freezes, itself after one step.
 SCRIPT = """
 import os, pickle, signal, sys
 from tenantferry.moves.cutover import cutover
+from tenantferry.traffic import guard
+guard.DEADLINE_MARGIN_SECONDS = 2
 move, fatal, number = pickle.load(sys.stdin.buffer)
 cutover(move, on_step=lambda step: step == fatal and os.kill(os.getpid(), number))
 """
+# Runs a cutover that hangs inside one of its calls, longer than it may, and then goes on.
+HANGING_SCRIPT = """
+import pickle, sys, time
+from tenantferry.moves import cutover
+from tenantferry.traffic import aliases, guard, router
+guard.DEADLINE_MARGIN_SECONDS = 2
+move, where, is_after = pickle.load(sys.stdin.buffer)
+owner, name = {
+    "pause": (router.OpenRouter, "pause"),
+    "raise_fence": (cutover, "raise_fence"),
+    "flip": (aliases, "replace_entry"),
+}[where]
+real = getattr(owner, name)
+def hang(*arguments, **named):
+    if is_after:
+        real(*arguments, **named)
+    time.sleep(8)
+    if not is_after:
+        real(*arguments, **named)
+setattr(owner, name, hang)
+cutover.cutover(move)
+"""
+# Runs a cutover whose guard dies before it, as when their machine is lost.
+LOST_SCRIPT = """
+import os, pickle, signal, sys
+from tenantferry.moves.cutover import cutover
+move, fatal = pickle.load(sys.stdin.buffer)
+def lose(step):
+    if step == fatal:
+        with open(f"/proc/self/task/{os.getpid()}/children") as children:
+            for pid in children.read().split():
+                os.kill(int(pid), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+cutover(move, on_step=lose)
+"""
 
 
-def run_cutover(move: Move, fatal: str, number: signal.Signals) -> subprocess.Popen[bytes]:
+def run_script(script: str, *told: Any) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-c", script],
         stdin=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert process.stdin is not None
-    process.stdin.write(pickle.dumps((move, fatal, number)))
+    process.stdin.write(pickle.dumps(told))
     process.stdin.close()
     return process
+
+
+def run_cutover(move: Move, fatal: str, number: signal.Signals) -> subprocess.Popen[bytes]:
+    return run_script(SCRIPT, move, fatal, number)
 
 
 def with_tenant(move: Move, **changes: Any) -> Move:
@@ -52,6 +103,20 @@ def with_tenant(move: Move, **changes: Any) -> Move:
 def written(stage: Stage, side: str) -> list[int]:
     session = stage.source if side == "source" else stage.target
     return [row for (row,) in rows(session, "SELECT id FROM public.written ORDER BY id")]
+
+
+def wait_until_undone(stage: Stage) -> None:
+    deadline = time.monotonic() + 30
+    while rows(stage.target, "SELECT count(*) FILTER (WHERE undone_at IS NULL), count(*) > 0"
+               " FROM tenantferry.write_pauses") != [(0, True)]:  # fmt: skip
+        assert time.monotonic() < deadline
+
+
+def may_log_in(stage: Stage) -> bool:
+    [(can,)] = rows(
+        stage.target, "SELECT rolcanlogin FROM pg_roles WHERE rolname = %s", stage.move.tenant.role
+    )
+    return bool(can)
 
 
 def assert_untouched(stage: Stage, acl: list[str]) -> None:
@@ -249,22 +314,195 @@ def test_cutover_killed_after_the_flip_goes_forward(stage: Stage, step: str) -> 
     assert rows(stage.source, "SELECT pubname FROM pg_publication") == []
 
 
-def test_cutover_that_freezes_is_undone_at_the_deadline_and_stays_undone(stage: Stage) -> None:
+def test_cutover_that_freezes_is_ended_and_undone(stage: Stage) -> None:
     acl = stage.acl()
     move = with_tenant(stage.move, max_write_pause_seconds=1)
     with Writers([stage.client] * 2) as writers:
         writers.wait_for(20)
         process = run_cutover(move, "fenced", signal.SIGSTOP)
-        deadline = time.monotonic() + 30
-        while not rows(stage.target, "SELECT 1 FROM tenantferry.write_pauses"
-                       " WHERE undone_at IS NOT NULL"):  # fmt: skip
-            assert time.monotonic() < deadline
-        process.send_signal(signal.SIGCONT)
-        assert process.wait(30) == 1
+        assert process.wait(30) == -signal.SIGKILL
+        wait_until_undone(stage)
         writers.wait_for(20, timeout_seconds=5)
 
     assert writers.errors == []
     assert_untouched(stage, acl)
+    assert not may_log_in(stage)
+
+
+@pytest.mark.parametrize(
+    ("where", "is_after"),
+    [("pause", False), ("raise_fence", False), ("flip", False), ("flip", True)],
+    ids=["before pause", "before fence", "before files", "after files"],
+)
+def test_cutover_that_hangs_in_a_call_never_goes_on_after_it_was_undone(
+    stage: Stage, where: str, is_after: bool
+) -> None:
+    acl, text = stage.acl(), stage.pooler.aliases_file.read_text("utf-8")
+    move = with_tenant(stage.move, max_write_pause_seconds=1)
+    with Writers([stage.client] * 2) as writers:
+        writers.wait_for(20)
+        process = run_script(HANGING_SCRIPT, move, where, is_after)
+        assert process.wait(30) == -signal.SIGKILL
+        wait_until_undone(stage)
+        writers.wait_for(20, timeout_seconds=5)
+
+    assert writers.errors == []
+    assert stage.pooler.aliases_file.read_text("utf-8") == text
+    assert written(stage, "source") == sorted(writers.acknowledged)
+    assert_untouched(stage, acl)
+
+
+def test_cutover_undoes_again_what_it_did_after_another_had_undone_it(stage: Stage) -> None:
+    acl = stage.acl()
+    fence = plan_fence(stage.source)
+    [instance] = stage.move.router.instances
+
+    def undo_and_go_on(step: str) -> None:
+        if step != "fenced":
+            return
+        [(number,)] = rows(stage.target, "SELECT max(id) FROM tenantferry.write_pauses")
+        with closing(open_connection(stage.move.target, purpose="other")) as other:
+            assert not settle(make_attempt(stage.move, number), other, reason="test")
+        raise_fence(stage.source, fence, timeout_seconds=5)
+        with open_console("one", instance.admin, purpose="late") as console:
+            console.run("PAUSE acme")
+
+    with pytest.raises(TransientError):
+        cutover(stage.move, on_step=undo_and_go_on)
+
+    assert_untouched(stage, acl)
+
+
+def test_settling_an_undone_attempt_leaves_a_later_one_alone(stage: Stage) -> None:
+    fence = plan_fence(stage.source)
+    fail_at(stage, "drained")
+    [(number,)] = rows(stage.target, "SELECT max(id) FROM tenantferry.write_pauses")
+    begin_pause(
+        stage.target, "acme", run_id=None, seconds=5, fence=fence.to_json(), source_pid=0
+    )  # fmt: skip
+    raise_fence(stage.source, fence, timeout_seconds=5)
+
+    with closing(open_connection(stage.move.target, purpose="late guard")) as late:
+        settle(make_attempt(stage.move, number), late, reason="test")
+
+    assert plan_fence(stage.source).is_raised
+
+
+def fail_at(stage: Stage, fatal: str) -> None:
+    def fail(step: str) -> None:
+        if step == fatal:
+            raise TransientError("test")
+
+    with pytest.raises(TransientError):
+        cutover(stage.move, on_step=fail)
+
+
+def test_fence_that_was_left_behind_is_never_taken_for_what_was_there(stage: Stage) -> None:
+    acl = stage.acl()
+    fence = plan_fence(stage.source)
+    fail_at(stage, "drained")
+    raise_fence(stage.source, fence, timeout_seconds=5)
+
+    fail_at(stage, "drained")
+
+    assert_untouched(stage, acl)
+    stored = rows(stage.target, "SELECT fence FROM tenantferry.write_pauses ORDER BY id")
+    assert [Fence.from_json(one) for (one,) in stored] == [fence, fence]
+
+
+def test_cutover_refuses_a_fence_that_is_not_its_own(stage: Stage) -> None:
+    fence = plan_fence(stage.source)
+    raise_fence(stage.source, fence, timeout_seconds=5)
+
+    with pytest.raises(PermanentError, match="is fenced already"):
+        cutover(stage.move)
+
+    assert rows(stage.target, "SELECT count(*) FROM tenantferry.write_pauses") == [(0,)]
+
+
+def test_nobody_gets_into_the_target_between_the_files_and_the_decision(stage: Stage) -> None:
+    # PAUSE does not outlive PgBouncer, and the file it starts with points at the target already.
+    stage.pooler.settings["server_login_retry"] = "1"
+    refused: list[str] = []
+
+    def restart(step: str) -> None:
+        if step == "files":
+            stage.pooler.kill()
+            stage.pooler.start()
+            with pytest.raises((PermanentError, TransientError)) as caught:
+                stage.ask("INSERT INTO written VALUES (777) RETURNING id")
+            refused.append(caught.value.detail)
+            assert written(stage, "target") == []
+
+    cutover(stage.move, on_step=restart)
+
+    assert len(refused) == 1
+    assert "not permitted to log in" in refused[0]
+    assert may_log_in(stage)
+    assert stage.ask("INSERT INTO written VALUES (778) RETURNING id") == [(778,)]
+
+
+@pytest.mark.parametrize("step", [validate, backfill, prepare], ids=lambda step: step.__name__)
+def test_next_step_settles_an_attempt_that_died_with_its_guard(
+    stage: Stage, step: Callable[[Move], object]
+) -> None:
+    acl = stage.acl()
+    process = run_script(LOST_SCRIPT, stage.move, "fenced")
+    assert process.wait(30) == -signal.SIGKILL
+    assert plan_fence(stage.source).is_raised
+
+    step(stage.move)
+
+    assert_untouched(stage, acl)
+
+
+def test_live_tenant_is_resumed_by_the_next_step_when_its_guard_died_too(stage: Stage) -> None:
+    process = run_script(LOST_SCRIPT, stage.move, "flipped")
+    assert process.wait(30) == -signal.SIGKILL
+
+    prepare(stage.move)
+
+    assert stage.ask("SELECT current_user::text") == [("tenant_acme",)]
+
+
+def test_login_of_another_tenant_never_reaches_this_one(stage: Stage) -> None:
+    stage.pooler.set_user("globex_app", "globex")
+    stranger = stage.pooler.client("acme", "globex_app", "globex")
+    refused: list[str] = []
+
+    for act in (lambda: None, lambda: cutover(stage.move)):
+        act()
+        with pytest.raises((PermanentError, TransientError)) as caught:
+            open_client_connection(stranger, purpose="stranger")
+        refused.append(caught.value.detail)
+
+    assert ["login rejected" in detail for detail in refused] == [True, True]
+
+
+def test_slot_that_could_not_be_dropped_is_dropped_by_the_next_try(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots = "SELECT slot_name FROM pg_replication_slots WHERE database = current_database()"
+
+    def fail(*_: object) -> None:
+        raise TransientError("the source is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(completion, "drop_slot", fail)
+        with pytest.raises(TransientError, match="is live, but its source still keeps log"):
+            cutover(stage.move)
+    seen = rows(stage.target, "SELECT probed_at IS NOT NULL, dropped_at IS NOT NULL"
+                " FROM tenantferry.write_pauses")  # fmt: skip
+    left = rows(stage.source, slots)
+
+    cutover(stage.move)
+
+    assert seen == [(True, False)]
+    assert len(left) == 1
+    assert rows(stage.source, slots) == []
+    assert rows(stage.target, "SELECT dropped_at IS NOT NULL FROM tenantferry.write_pauses") == [
+        (True,)
+    ]
 
 
 def test_cutover_undoes_itself_when_the_target_is_lost_before_the_flip(

@@ -24,7 +24,7 @@ def poolers() -> Iterator[list[PgBouncer]]:
     """Two PgBouncer instances, each with a file of its own, that run."""
     base = servers_directory(Path(tempfile.mkdtemp(prefix="tenantferry-test-")))
     started = [
-        PgBouncer(base / name, settings={"verbose": "2", "query_wait_timeout": "20"})
+        PgBouncer(base / name, settings={"verbose": "2", "query_wait_timeout": "30"})
         for name in ("one", "two")
     ]
     try:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from importlib import resources
 from typing import Any
 
 import psycopg2
@@ -175,6 +176,69 @@ def test_check_alone_sees_a_superuser_behind_the_fence(
 
     with closing(open_connection(params, purpose="dba")), pytest.raises(ForeignSessionError):
         check_alone(source)
+
+
+@pytest.mark.parametrize(
+    ("backend_type", "user", "counts"),
+    [
+        ("pg_cron", "app_owner", True),
+        ("TimescaleDB Background Worker Scheduler", "tenantferry", True),
+        ("logical replication worker", "tenantferry", True),
+        ("client backend", "tenantferry", False),
+        ("autovacuum worker", None, False),
+        ("parallel worker", "app_owner", False),
+        (None, "app_owner", True),
+    ],
+    ids=["cron", "ours but a job", "subscription", "ours", "autovacuum", "parallel", "unknown"],
+)
+def test_every_worker_that_may_write_counts_as_a_foreign_session(
+    source: connection, backend_type: str | None, user: str | None, counts: bool
+) -> None:
+    # Such workers pass the privilege to connect, and end themselves only to come again.
+    query = resources.files("tenantferry.traffic").joinpath("foreign_sessions.sql").read_text()
+    rows(source, "CREATE TEMP VIEW activity AS SELECT * FROM pg_stat_activity"
+         " WHERE pid = pg_backend_pid()")  # fmt: skip
+    told = {"backend_type": backend_type, "usename": user}
+    columns = rows(
+        source,
+        "SELECT attname FROM pg_attribute WHERE attrelid = 'pg_temp.activity'::regclass"
+        " AND attnum > 0 ORDER BY attnum",
+    )
+    with source.cursor() as cursor:
+        shown = ", ".join(
+            cursor.mogrify("%s::name", (told[name],)).decode() + f" AS {name}"
+            if name in told
+            else name
+            for (name,) in columns
+        )
+
+    found = rows(
+        source,
+        query.replace("pg_catalog.pg_stat_activity", f"(SELECT {shown} FROM pg_temp.activity)"),
+    )
+
+    assert len(found) == int(counts)
+    if counts and backend_type is not None:
+        assert not found[0][2]
+
+
+def test_parallel_workers_of_ours_pass_the_fence(
+    source: connection, source_params: ConnectionParams
+) -> None:
+    fence_off(source)
+    with closing(open_connection(source_params, purpose="test", autocommit=True)) as other:
+        rows(other, "SELECT set_config(name, 'on', false) FROM pg_settings"
+             " WHERE name IN ('force_parallel_mode', 'debug_parallel_query')")  # fmt: skip
+        thread = threading.Thread(target=lambda: rows(other, "SELECT pg_sleep(2)"))
+        thread.start()
+        deadline = time.monotonic() + 10
+        while not rows(source, "SELECT 1 FROM pg_stat_activity"
+                       " WHERE backend_type = 'parallel worker'"):  # fmt: skip
+            assert time.monotonic() < deadline
+
+        check_alone(source)
+
+        thread.join()
 
 
 def test_check_alone_refuses_a_prepared_transaction(

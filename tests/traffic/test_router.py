@@ -31,6 +31,7 @@ def point_at(pooler: PgBouncer, alias: str, params: ConnectionParams) -> None:
         user=params.user,
         password=params.password,
     )
+    pooler.allow("app_owner", alias)
 
 
 def client_of(pooler: PgBouncer, alias: str = "acme") -> ConnectionParams:
@@ -234,9 +235,17 @@ def test_check_accepts_what_can_be_cut_over_and_changes_nothing(
     [
         ({}, "nobody", 'does not know alias "nobody"'),
         ({"pool_mode": "session"}, "acme", 'pools alias "acme" by session'),
-        ({"query_wait_timeout": "10"}, "acme", "ends clients that wait for 10 s"),
+        ({"query_wait_timeout": "24"}, "acme", "ends clients that wait for 24 s"),
+        ({"min_pool_size": "2"}, "acme", "opens 2 connections"),
+        ({"auth_type": "scram-sha-256"}, "acme", "lets every login use every alias"),
     ],
-    ids=["unknown alias", "session pooling", "short query_wait_timeout"],
+    ids=[
+        "unknown alias",
+        "session pooling",
+        "short query_wait_timeout",
+        "min_pool_size",
+        "no rules for logins",
+    ],
 )
 def test_check_refuses_an_instance_that_cannot_pause(
     poolers: list[PgBouncer],
@@ -258,6 +267,7 @@ def test_check_refuses_an_alias_without_a_user_of_its_own(
     # What happens without the check: a connected client stays with its own role.
     here = acme[0]
     entry = {"host": here.host, "port": str(here.port), "dbname": here.database}
+    poolers[0].allow("app_owner", "bare")
     put_entry(poolers[0].aliases_file, "bare", entry)
     bare = Router(router.instances[:1])
     bare.finish("bare")
@@ -276,6 +286,42 @@ def test_check_refuses_an_alias_without_a_user_of_its_own(
         with client, client.cursor() as cursor:
             cursor.execute("SELECT current_user::text")
             assert cursor.fetchone() == ("app_owner",)
+
+
+def test_login_of_one_tenant_is_refused_at_the_alias_of_another(
+    poolers: list[PgBouncer], router: Router, acme: Two
+) -> None:
+    # What happens without the rules: an alias with a user of its own takes everybody there.
+    pooler = poolers[0]
+    pooler.set_user("globex_app", "globex")
+    stranger = pooler.client("acme", "globex_app", "globex")
+    with pytest.raises((PermanentError, TransientError)) as before:
+        ask(stranger, "SELECT 1")
+    with router.open("acme") as opened:
+        opened.pause(timeout_seconds=5)
+        opened.flip(changes_to(acme[1]), attempt=1)
+        opened.resume()
+
+    with pytest.raises((PermanentError, TransientError)) as after:
+        ask(stranger, "SELECT 1")
+
+    for caught in (before, after):
+        assert "login rejected" in caught.value.detail
+    assert ask(client_of(pooler), "SELECT current_user") == "tenant_acme"
+    pooler.settings["auth_type"] = "scram-sha-256"
+    pooler.restart()
+    assert ask(stranger, "SELECT current_user") == "tenant_acme"
+
+
+def test_check_refuses_rules_that_let_everybody_in(
+    poolers: list[PgBouncer], router: Router, acme: Two
+) -> None:
+    rules = poolers[1].directory / "hba.conf"
+    rules.write_text("host all all 127.0.0.1/32 scram-sha-256\n", "utf-8")
+    poolers[1].restart()
+
+    with pytest.raises(PermanentError, match='"two" lets every login use every alias'):
+        router.check("acme", max_write_pause_seconds=5)
 
 
 def test_check_refuses_a_file_that_the_instance_does_not_include(

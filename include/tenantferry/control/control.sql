@@ -126,6 +126,8 @@ CREATE TABLE IF NOT EXISTS tenantferry.write_pauses (
     undone_at          timestamptz,
     undo_reason        text,
     fence              jsonb,           -- what the fence takes away, to give it back
+    source_pid         integer,         -- of the cutover's session on the source
+    dropped_at         timestamptz,     -- the source has forgotten about the move
     sequences          jsonb            -- what each sequence was set to in the target
 );
 CREATE INDEX IF NOT EXISTS write_pauses_tenant_idx ON tenantferry.write_pauses (tenant, id);

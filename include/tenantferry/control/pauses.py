@@ -37,6 +37,8 @@ class WritePause:
     One attempt.
 
     :ivar id: also the number in the comments of the alias files.
+    :ivar dropped_at: when slot, publication and origin were gone.
+    :ivar source_pid: of the cutover's session on the source.
     :ivar fence: what the fence takes away, to give it back; empty where there is none.
     :ivar reached: the steps that are done, and when.
     :ivar is_given_up: whether it cannot be flipped any more.
@@ -48,6 +50,8 @@ class WritePause:
     final_lsn: int | None
     undone_at: datetime | None
     probed_at: datetime | None
+    dropped_at: datetime | None
+    source_pid: int | None
     fence: dict[str, Any]
     sequences: dict[str, int]
     reached: dict[PauseStep, datetime]
@@ -59,27 +63,35 @@ class AttemptLostError(TransientError):
 
 
 _COLUMNS = (
-    "id, tenant, began_at, final_lsn::text, undone_at, probed_at, fence, sequences,"
+    "id, tenant, began_at, final_lsn::text, undone_at, probed_at, dropped_at, source_pid, fence,"
+    " sequences,"
     " paused_at, fenced_at, drained_at, sequences_at, flipped_at, resumed_at,"
     " undoing_at IS NOT NULL"
 )
 
 
 def begin_pause(
-    target: connection, tenant: str, *, run_id: str | None, seconds: float, fence: dict[str, Any]
+    target: connection,
+    tenant: str,
+    *,
+    run_id: str | None,
+    seconds: float,
+    fence: dict[str, Any],
+    source_pid: int,
 ) -> int:
     """
     Open an attempt.
 
     :param target: open transaction; the caller commits it before it pauses anything.
     :param seconds: how long the pause may take.
+    :param source_pid: of the session on the source. Whoever undoes the attempt ends it first.
     :return: its id.
     """
     with target.cursor() as cursor:
         cursor.execute(
-            "INSERT INTO tenantferry.write_pauses (tenant, run_id, fence, deadline)"
-            " VALUES (%s, %s, %s, clock_timestamp() + make_interval(secs => %s)) RETURNING id",
-            (tenant, run_id, Json(fence), seconds),
+            "INSERT INTO tenantferry.write_pauses (tenant, run_id, fence, source_pid, deadline)"
+            " VALUES (%s, %s, %s, %s, clock_timestamp() + make_interval(secs => %s)) RETURNING id",
+            (tenant, run_id, Json(fence), source_pid, seconds),
         )
         row = cursor.fetchone()
     attempt: int = row[0] if row else 0
@@ -102,6 +114,28 @@ def read_flipped_pause(target: connection, tenant: str) -> WritePause | None:
         sql.SQL("WHERE tenant = {} AND flipped_at IS NOT NULL ORDER BY id DESC LIMIT 1"),
         tenant,
     )
+
+
+def read_stored_fence(target: connection, tenant: str) -> dict[str, Any] | None:
+    """Return what the latest attempt of a tenant took away, or was about to."""
+    found = _read(target, sql.SQL("WHERE tenant = {} ORDER BY id DESC LIMIT 1"), tenant)
+    return found.fence or None if found is not None else None
+
+
+def keep_latest(target: connection, tenant: str, attempt: int) -> bool:
+    """
+    Let no attempt of a tenant begin until the end of the transaction.
+
+    :param target: open transaction.
+    :return: whether *attempt* is the latest one.
+    """
+    with target.cursor() as cursor:
+        cursor.execute("SELECT FROM tenantferry.tenants WHERE tenant = %s FOR UPDATE", (tenant,))
+        cursor.execute(
+            "SELECT max(id) = %s FROM tenantferry.write_pauses WHERE tenant = %s",
+            (attempt, tenant),
+        )
+        return cursor.fetchone() == (True,)
 
 
 def lock_pause(target: connection, attempt: int) -> WritePause:
@@ -158,6 +192,15 @@ def hold_pause(target: connection, attempt: int) -> None:
         raise _lost(attempt)
 
 
+def record_dropped(target: connection, attempt: int) -> None:
+    """Record that the source has forgotten about the move. The caller commits."""
+    with target.cursor() as cursor:
+        cursor.execute(
+            "UPDATE tenantferry.write_pauses SET dropped_at = clock_timestamp() WHERE id = %s",
+            (attempt,),
+        )
+
+
 def record_probe(target: connection, tenant: str) -> None:
     """Record that the tenant was seen through the router. The caller commits."""
     with target.cursor() as cursor:
@@ -209,7 +252,7 @@ def _read(target: connection, condition: sql.SQL, value: str | int) -> WritePaus
         row = cursor.fetchone()
     if row is None:
         return None
-    lsn, times = row[3], row[8:-1]
+    lsn, times = row[3], row[10:-1]
     return WritePause(
         id=row[0],
         tenant=row[1],
@@ -217,8 +260,10 @@ def _read(target: connection, condition: sql.SQL, value: str | int) -> WritePaus
         final_lsn=None if lsn is None else parse_lsn(lsn),
         undone_at=row[4],
         probed_at=row[5],
-        fence=row[6] or {},
-        sequences=row[7] or {},
+        dropped_at=row[6],
+        source_pid=row[7],
+        fence=row[8] or {},
+        sequences=row[9] or {},
         reached={
             step: time for step, time in zip(PauseStep, times, strict=True) if time is not None
         },

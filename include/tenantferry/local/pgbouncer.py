@@ -1,8 +1,9 @@
-"""Start and stop a real PgBouncer on loopback: transaction pooling, SCRAM for every login."""
+"""Start and stop a real PgBouncer on loopback: transaction pooling, each login at its alias."""
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -20,11 +21,14 @@ ADMIN_USER = "tenantferry_admin"
 # How long a start or a stop may take on a loaded machine.
 _TIMEOUT_SECONDS = 20.0
 _RECHECK_SECONDS = 0.02
+_BARE_NAME = re.compile(r"[0-9A-Za-z_]+")
 
 _SETTINGS: Mapping[str, str] = {
     "listen_addr": "127.0.0.1",
     "unix_socket_dir": "",
-    "auth_type": "scram-sha-256",
+    # An alias logs in as a user of its own, whoever asks for it: only these rules keep the login of
+    # one tenant away from the rows of another.
+    "auth_type": "hba",
     "pool_mode": "transaction",
     "max_client_conn": "1000",
     "default_pool_size": "20",
@@ -52,6 +56,7 @@ class PgBouncer:
         self.aliases_file = directory / "aliases.ini"
         self.log = directory / "pgbouncer.log"
         self._users_file = directory / "users.txt"
+        self._rules_file = directory / "hba.conf"
         self._pid_file = directory / "pgbouncer.pid"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -88,8 +93,9 @@ class PgBouncer:
         """
         Point an alias at a database, as an administrator does before any move; then reload.
 
-        :param user: role that PgBouncer logs in as. An alias without one keeps every connected
-            client at its own role, whatever the alias is pointed at later.
+        :param user: role that PgBouncer logs in as, and the one login that may use the alias. An
+            alias without one keeps every connected client at its own role, whatever the alias is
+            pointed at later.
         """
         self._initialize()
         entry = {
@@ -100,6 +106,15 @@ class PgBouncer:
             "password": password,
         }
         put_entry(self.aliases_file, alias, entry)
+        self.allow(user, alias)
+
+    def allow(self, user: str, alias: str) -> None:
+        """Let a login use an alias, and the one that a cutover makes to rehearse; then reload."""
+        self._initialize()
+        rule = _rule(user, alias, f"tenantferry_{alias}")
+        rules = self._rules_file.read_text("utf-8").splitlines()
+        if rule not in rules:
+            self._rules_file.write_text("\n".join([*rules, rule, ""]), "utf-8")
         self._reload()
 
     def set_user(self, user: str, password: str) -> None:
@@ -166,6 +181,7 @@ class PgBouncer:
         for name, text in (
             ("admin.password", password),
             ("users.txt", f'"{ADMIN_USER}" "{password}"\n'),
+            ("hba.conf", _rule(ADMIN_USER, "pgbouncer") + "\n"),
             ("aliases.ini", "[databases]\n"),
             ("port", str(free_port())),
         ):
@@ -179,6 +195,7 @@ class PgBouncer:
             **self.settings,
             "listen_port": str(self.port),
             "auth_file": str(self._users_file),
+            "auth_hba_file": str(self._rules_file),
             "admin_users": ADMIN_USER,
             "logfile": str(self.log),
             "pidfile": str(self._pid_file),
@@ -232,6 +249,21 @@ class PgBouncer:
         # After a crash the file is left behind, and PgBouncer refuses to start beside it.
         self._pid_file.unlink(missing_ok=True)
         self._process = None
+
+
+def _rule(user: str, *aliases: str) -> str:
+    """
+    Write who may use which aliases, as PgBouncer's ``auth_hba_file`` has it.
+
+    >>> _rule("acme_app", "acme", "tenantferry_acme")
+    'host acme,tenantferry_acme acme_app 127.0.0.1/32 scram-sha-256'
+    """
+    databases = ",".join(map(_quote, aliases))
+    return f"host {databases} {_quote(user)} 127.0.0.1/32 scram-sha-256"
+
+
+def _quote(name: str) -> str:
+    return name if _BARE_NAME.fullmatch(name) else '"{}"'.format(name.replace('"', '""'))
 
 
 def find_pgbouncer() -> str:

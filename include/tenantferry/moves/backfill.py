@@ -13,6 +13,7 @@ from tenantferry.backfill.running import run_backfill
 from tenantferry.control.phases import Phase
 from tenantferry.control.registry import change_phase, require_registration
 from tenantferry.errors import PermanentError
+from tenantferry.moves.former import settle_former
 from tenantferry.moves.move import Move
 from tenantferry.moves.sessions import exclusive_step, open_source
 from tenantferry.schema.catalog import read_tables
@@ -36,6 +37,7 @@ def backfill(
         open_source(move.source, purpose=f"backfill {tenant.key}") as source,
         exclusive_step(move.target, tenant=tenant.key, step="backfill step") as target,
     ):
+        settle_former(move, target)
         phase = require_registration(target, tenant.key).phase
         if phase in (Phase.CUTTING_OVER, Phase.LIVE):
             return _recorded(target, move)

@@ -9,9 +9,9 @@ import psycopg2
 from psycopg2.extensions import connection
 
 from tenantferry.backfill.snapshot import drop_slot
-from tenantferry.control.pauses import WritePause
+from tenantferry.control.pauses import WritePause, record_dropped
 from tenantferry.control.streams import StreamState, read_stream, retire_stream
-from tenantferry.errors import TenantferryError
+from tenantferry.errors import TenantferryError, TransientError
 from tenantferry.moves.move import Move
 from tenantferry.moves.probe import probe
 from tenantferry.moves.sessions import open_source
@@ -20,7 +20,7 @@ from tenantferry.stream.handshake import stop_at
 
 logger = logging.getLogger(__name__)
 
-# A stream that works ends at once. One that does not finds the tenant live when it starts again.
+# A stream that works ends at once.
 _STOP_TIMEOUT_SECONDS = 10.0
 
 
@@ -30,26 +30,43 @@ def complete(
     """
     End the stream, let the source forget about it, and look at the tenant as its application.
 
-    What fails here is logged: the tenant is live whatever happens to its source. Only the probe
-    raises.
+    The tenant is live whatever happens to its source, so the look comes before any complaint.
 
     :param target: the step's session, outside a transaction; commits.
+    :raises PermanentError: if the application does not reach the target as this tenant.
+    :raises TransientError: if something is left behind on the source; the next call goes on.
     """
-    if recorded.probed_at is not None:
+    if recorded.dropped_at is not None and recorded.probed_at is not None:
         return
+    # One that does not end now finds the tenant live when it starts again.
     _attempt("end the stream", lambda: _stop_stream(move, target, recorded))
     on_step("stopped")
-    _attempt("drop the slot and the publication", lambda: _drop(move))
-    _attempt("drop the replication origin", lambda: _retire(move, target))
+    failures = [
+        *_attempt("drop the slot and the publication", lambda: _drop(move)),
+        *_attempt("drop the replication origin", lambda: _retire(move, target)),
+    ]
+    if not failures:
+        with target:
+            record_dropped(target, recorded.id)
     on_step("dropped")
     probe(move)
+    if failures:
+        raise TransientError(
+            f'tenant "{move.tenant.key}" is live, but its source still keeps log for it',
+            detail=" ".join(failures),
+            hint=f'The retry drops slot "{move.tenant.slot}" again. If the source is gone for good,'
+            f" set dropped_at of row {recorded.id} of tenantferry.write_pauses in the target.",
+        )
 
 
-def _attempt(what: str, act: Callable[[], None]) -> None:
+def _attempt(what: str, act: Callable[[], None]) -> list[str]:
+    """Return what went wrong."""
     try:
         act()
     except (TenantferryError, psycopg2.Error) as failure:
         logger.warning("could not %s: %s", what, failure)
+        return [f"Could not {what}: {' '.join(str(failure).split())}"]
+    return []
 
 
 def _stop_stream(move: Move, target: connection, recorded: WritePause) -> None:

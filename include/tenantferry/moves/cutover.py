@@ -9,10 +9,13 @@ steps:
 2. All router instances pause, and the fence goes up: from here on nobody reaches either side.
 3. The stream applies all up to a marker that was written behind the fence: both sides are equal.
 4. Still paused, one transaction in the target takes the attempt's row, the alias files are
-   rewritten and loaded, and ``flipped_at`` and the phase are committed. **That commit is the
-   decision.** Before it the tenant belongs to the source: whoever finds the attempt lowers the
-   fence, puts the files back and resumes. After it the tenant belongs to the target: whoever finds
-   it loads the files and resumes. Whoever undoes takes the same row first, so no attempt is both.
+   rewritten and loaded, and ``flipped_at``, the phase and the right of the tenant's role to log in
+   are committed. **That commit is the decision.** Before it nobody gets into the target as the
+   tenant, wherever an alias points, and the tenant belongs to the source: whoever finds the attempt
+   lowers the fence, puts the files back and resumes. After it the tenant belongs to the target:
+   whoever finds it loads the files and resumes. Whoever undoes takes the same row first, so no
+   attempt is both. And whoever undoes has made sure that the cutover is gone: by its lock, or as
+   its guard by killing it.
 5. Clients resume, at the target. The fence stays: a pooler that nobody told us about must not write
    to the source any more.
 
@@ -37,7 +40,6 @@ from tenantferry.control.pauses import (
     begin_pause,
     hold_pause,
     read_flipped_pause,
-    read_open_pause,
     record_step,
 )
 from tenantferry.control.phases import Phase
@@ -45,16 +47,18 @@ from tenantferry.control.registry import change_phase, require_registration
 from tenantferry.errors import PermanentError, TenantferryError, TransientError
 from tenantferry.lsn import format_lsn
 from tenantferry.moves.completion import complete
+from tenantferry.moves.former import make_attempt, settle_former
 from tenantferry.moves.move import Move
 from tenantferry.moves.readiness import Readiness, get_ready
 from tenantferry.moves.sessions import exclusive_step, open_source
+from tenantferry.schema.roles import set_role_login
 from tenantferry.schema.sequences import carry_sequences
 from tenantferry.stream.handshake import advance
 from tenantferry.stream.marker import emit_marker
 from tenantferry.traffic.fence import check_alone, describe_transactions, raise_fence
 from tenantferry.traffic.guard import Guard, start_guard
 from tenantferry.traffic.router import OpenRouter, PauseTimeoutError
-from tenantferry.traffic.settlement import Attempt, settle, undo_traffic
+from tenantferry.traffic.settlement import settle, undo_traffic
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +95,7 @@ def cutover(move: Move, *, on_step: OnStep | None = None) -> CutoverSummary:
     """
     tenant = move.tenant
     with exclusive_step(move.target, tenant=tenant.key, step="cutover") as target:
-        _settle_former(move, target)
+        settle_former(move, target)
         with target:
             phase = require_registration(target, tenant.key).phase
         if phase is not Phase.LIVE:
@@ -111,14 +115,6 @@ def _complete(move: Move, target: connection, on_step: OnStep) -> CutoverSummary
     return _summarize(recorded)
 
 
-def _settle_former(move: Move, target: connection) -> None:
-    """Bring an attempt whose process died to its end."""
-    with target:
-        former = read_open_pause(target, move.tenant.key)
-    if former is not None:
-        settle(_attempt(move, former.id), target, reason="a later try found it open")
-
-
 def _hand_over(move: Move, target: connection, on_step: OnStep) -> None:
     tenant = move.tenant
     purpose = f"cutover {tenant.key}"
@@ -128,7 +124,9 @@ def _hand_over(move: Move, target: connection, on_step: OnStep) -> None:
         with (
             move.router.open(tenant.alias) as router,
             start_guard(
-                _attempt(move, 0), fence=readiness.fence, target_pid=target.info.backend_pid
+                make_attempt(move, 0, source_pid=source.info.backend_pid),
+                fence=readiness.fence,
+                target_pid=target.info.backend_pid,
             ) as guard,
         ):
             on_step("prepared")
@@ -175,6 +173,8 @@ class _Pause:
         self._source, self._target = source, target
         self._router, self._guard = router, guard
         self._readiness, self._on_step = readiness, on_step
+        # Closed sessions do not tell.
+        self._source_pid = source.info.backend_pid
         self._deadline = 0.0
         self._id = 0
         self._is_flipping = False
@@ -206,12 +206,13 @@ class _Pause:
         """
         if not self._id:
             return False
-        attempt = _attempt(self._move, self._id)
+        attempt = make_attempt(self._move, self._id, source_pid=self._source_pid)
         reason = str(failure).partition("\n")[0] or type(failure).__name__
         logger.warning("settling cutover attempt=%s after: %s", self._id, reason)
         try:
             # Its transaction may hold the row; where it is broken, the server lets the row go.
             self._target.close()
+            self._source.close()
             with closing(
                 open_connection(self._move.target, purpose="settle", settings=_SETTLE_SETTINGS)
             ) as target:
@@ -231,6 +232,7 @@ class _Pause:
                 run_id=self._move.run_id,
                 seconds=seconds,
                 fence=self._readiness.fence.to_json(),
+                source_pid=self._source_pid,
             )
             change_phase(
                 self._target,
@@ -273,6 +275,7 @@ class _Pause:
             self._router.flip(self._readiness.changes, attempt=self._id)
             self._on_step("files")
             record_step(self._target, self._id, PauseStep.FLIPPED)
+            set_role_login(self._target, self._tenant.role, allowed=True)
             change_phase(
                 self._target,
                 self._tenant.key,
@@ -312,18 +315,6 @@ class _Pause:
                 hint="See tenantferry.write_pauses in the target for how far it came.",
             )
         return remaining
-
-
-def _attempt(move: Move, attempt: int) -> Attempt:
-    return Attempt(
-        id=attempt,
-        tenant=move.tenant.key,
-        alias=move.tenant.alias,
-        source=move.source,
-        target=move.target,
-        router=move.router,
-        run_id=move.run_id,
-    )
 
 
 def _bound_statements(source: connection, seconds: float) -> None:

@@ -15,6 +15,7 @@ from tenantferry.control.registry import (
     read_registration,
 )
 from tenantferry.errors import PermanentError
+from tenantferry.moves.former import settle_former
 from tenantferry.moves.move import Move
 from tenantferry.moves.sessions import exclusive_step, open_source
 from tenantferry.schema.catalog import read_catalog, read_tables
@@ -50,6 +51,7 @@ def prepare(move: Move) -> PrepareSummary:
         open_source(move.source, purpose=f"prepare {tenant.key}") as source,
         exclusive_step(move.target, tenant=tenant.key, step="prepare") as target,
     ):
+        settle_former(move, target)
         registration = read_registration(target, tenant.key)
         if registration is not None and registration.phase is Phase.LIVE:
             return PrepareSummary(0, 0)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from psycopg2.extensions import connection
 
+from tenantferry.control.pauses import read_stored_fence
 from tenantferry.control.phases import IllegalPhaseError, Phase
 from tenantferry.control.registry import require_registration
 from tenantferry.errors import PermanentError, TransientError
@@ -15,11 +17,15 @@ from tenantferry.moves.lag import measure_lag
 from tenantferry.moves.move import Move
 from tenantferry.moves.probe import look
 from tenantferry.moves.validate import validate_in_step
-from tenantferry.schema.catalog import read_catalog
+from tenantferry.schema.catalog import read_catalog, read_tables
 from tenantferry.schema.findings import Verdict
 from tenantferry.schema.retrofit import plan_retrofit
-from tenantferry.schema.roles import set_role_password
-from tenantferry.traffic.fence import Fence, check_fenceable, plan_fence
+from tenantferry.schema.roles import set_role_login, set_role_password
+from tenantferry.schema.sequences import ensure_tenant_sequences
+from tenantferry.traffic.fence import Fence, check_fenceable, lower_fence, plan_fence
+from tenantferry.validation.running import load_chunks
+
+logger = logging.getLogger(__name__)
 
 _VALIDATED = """
 SELECT mismatches = 0 AND finished_at > clock_timestamp() - make_interval(secs => %s)
@@ -57,15 +63,27 @@ def get_ready(move: Move, source: connection, target: connection) -> Readiness:
             f'tenant "{tenant.key}" cannot be cut over in phase "{phase}"',
             hint='Clear the task "validate" and those after it.',
         )
+    _plan_fence(move, source, target)
     move.router.check(tenant.alias, max_write_pause_seconds=tenant.max_write_pause_seconds)
     check_fenceable(source)
     check_schema(move, source, target)
+    with target:
+        # A table may have been prepared after the others were copied, and a sequence made.
+        load_chunks(source, target, tenant, read_tables(source, tenant))
+        ensure_tenant_sequences(source, target, tenant)
     if not _is_validated(move, target):
         validate_in_step(target, move)
     changes = _make_changes(move, target)
-    rehearse(move, changes)
+    try:
+        rehearse(move, changes)
+    finally:
+        # From here to the decision nobody gets into the target as this tenant: a pooler that is
+        # restarted in between reads alias files that point there already.
+        with target:
+            set_role_login(target, tenant.role, allowed=False)
     _check_lag(move)
-    return Readiness(plan_fence(source), changes)
+    # Again: somebody may have been granted something meanwhile.
+    return Readiness(_plan_fence(move, source, target), changes)
 
 
 def check_schema(move: Move, source: connection, target: connection) -> None:
@@ -120,6 +138,26 @@ def rehearse(move: Move, changes: dict[str, str]) -> None:
                 ) from None
 
 
+def _plan_fence(move: Move, source: connection, target: connection) -> Fence:
+    """Plan the fence; one that an undone attempt left behind is lowered first."""
+    fence = plan_fence(source)
+    if not fence.is_raised:
+        return fence
+    with target:
+        stored = read_stored_fence(target, move.tenant.key)
+    if stored is None or Fence.from_json(stored).is_raised:
+        raise PermanentError(
+            f'database "{fence.database}" is fenced already, and not by a cutover of tenant'
+            f' "{move.tenant.key}"',
+            detail="Nobody but our role may connect, and it is read-only.",
+            hint=f'GRANT CONNECT ON DATABASE "{fence.database}" to whom it belongs, and ALTER'
+            f' DATABASE "{fence.database}" RESET default_transaction_read_only.',
+        )
+    logger.warning("lowering a fence that was left behind on database %s", fence.database)
+    lower_fence(source, Fence.from_json(stored))
+    return plan_fence(source)
+
+
 def _is_validated(move: Move, target: connection) -> bool:
     with target, target.cursor() as cursor:
         cursor.execute(_VALIDATED, (move.tenant.validation_max_age_seconds, move.tenant.key))
@@ -127,11 +165,12 @@ def _is_validated(move: Move, target: connection) -> bool:
 
 
 def _make_changes(move: Move, target: connection) -> dict[str, str]:
-    """Give the tenant's role a new password, which will stand in the alias file alone."""
+    """Give the tenant's role a login, whose password will stand in the alias file alone."""
     host, port, database = move.target_address
     password = secrets.token_urlsafe(32)
     with target:
         set_role_password(target, move.tenant.role, password)
+        set_role_login(target, move.tenant.role, allowed=True)
     return {
         "host": host,
         "port": str(port),

@@ -11,6 +11,7 @@ from tenantferry.control.registry import change_phase, require_registration
 from tenantferry.control.streams import mark_copy_again
 from tenantferry.control.validations import read_latest_validation
 from tenantferry.errors import CopyAgainError, PermanentError, TransientError
+from tenantferry.moves.former import settle_former
 from tenantferry.moves.move import Move
 from tenantferry.moves.sessions import exclusive_step, open_source
 from tenantferry.schema.catalog import read_tables
@@ -34,6 +35,7 @@ def validate(move: Move) -> ValidationResult:
     :raises MismatchError: if anything differs; the message names the rows.
     """
     with exclusive_step(move.target, tenant=move.tenant.key, step="validate") as target:
+        settle_former(move, target)
         phase = require_registration(target, move.tenant.key).phase
         target.commit()
         if phase is Phase.LIVE:

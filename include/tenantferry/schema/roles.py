@@ -16,7 +16,7 @@ from tenantferry.schema.reading import read_rows
 # Attributes that would let a role past row security, or out of its group.
 _ATTRIBUTES = "LOGIN NOSUPERUSER INHERIT NOCREATEROLE NOCREATEDB NOREPLICATION NOBYPASSRLS"
 _SAFE = """
-SELECT rolcanlogin AND rolinherit AND NOT (
+SELECT rolinherit AND NOT (
     rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls)
 FROM pg_catalog.pg_roles WHERE rolname = %s
 """
@@ -54,7 +54,8 @@ def ensure_tenant_role(
     """
     Create the tenant's role and schema, and map the role to the tenant.
 
-    The role may log in but has no password until `set_role_password` gives it one.
+    A new role may log in but has no password until `set_role_password` gives it one. Whether one
+    that is there may log in is the cutover's to say.
 
     :param target: open transaction; the caller commits.
     :param settings: what `read_role_settings` found on the source: the schemas of its
@@ -106,6 +107,20 @@ def set_role_password(target: connection, role: str, password: str) -> None:
         )
 
 
+def set_role_login(target: connection, role: str, *, allowed: bool) -> None:
+    """
+    Let a role log in, or refuse it. Sessions that it has already stay.
+
+    :param target: open transaction; the caller commits.
+    """
+    with target.cursor() as cursor:
+        cursor.execute(
+            sql.SQL("ALTER ROLE {} {}").format(
+                sql.Identifier(role), sql.SQL("LOGIN" if allowed else "NOLOGIN")
+            )
+        )
+
+
 def read_role_settings(source: connection, tenant: Tenant) -> dict[str, str]:
     """
     Return what ``ALTER ROLE SET`` and ``ALTER DATABASE SET`` give the application's sessions.
@@ -140,7 +155,7 @@ def _ensure_login(target: connection, role: str) -> None:
     if row is None or not row[0]:
         raise PermanentError(
             f'role "{role}" of the target cannot be the role of a tenant',
-            detail="It cannot log in, or it has rights beyond those of an application.",
+            detail="It does not inherit, or it has rights beyond those of an application.",
             hint=f'ALTER ROLE "{role}" {_ATTRIBUTES}, or drop it.',
         )
 

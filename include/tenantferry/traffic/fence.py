@@ -75,6 +75,11 @@ class Fence:
         grants = tuple(Grant(**grant) for grant in stored["grants"])
         return cls(**{**stored, "grants": grants})
 
+    @property
+    def is_raised(self) -> bool:
+        """Whether this is what a database looks like while a fence is up."""
+        return self.read_only == "on" and self.grants == (Grant(self.us, False),)
+
 
 class ForeignSessionError(TransientError):
     """Somebody else is in the database and does not go."""
@@ -85,6 +90,8 @@ def plan_fence(source: connection) -> Fence:
     Read what a fence would take away. Changes nothing.
 
     :param source: open transaction or autocommit; only read.
+    :return: check `Fence.is_raised` before it is stored: what stands behind a fence is not what it
+        took away.
     :raises PermanentError: if the fence could not be raised and lowered again.
     """
     with source.cursor() as cursor:

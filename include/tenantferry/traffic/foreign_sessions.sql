@@ -1,6 +1,8 @@
 -- Who else is in this database, as (pid, is_superuser, can_be_ended, is_in_transaction, description),
--- the oldest transaction first. Our own role does not count, nor do workers of the server itself;
--- a worker that applies another subscription writes here, and does count. No parameters.
+-- the oldest transaction first. Our own role's clients do not count. Of the server's own workers
+-- only those do not that write nothing of their own accord: a parallel worker works for a session
+-- that is looked at itself. Any other may: a subscription's, or one of an extension that runs jobs.
+-- No parameters.
 SELECT
     a.pid,
     coalesce(r.rolsuper, true) AS is_superuser,
@@ -14,11 +16,11 @@ SELECT
 FROM pg_catalog.pg_stat_activity AS a
 LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = a.usesysid
 WHERE a.datname = current_database()
-    AND a.usename IS DISTINCT FROM current_user
     -- Without pg_monitor the type is null: better one session too many than one too few.
-    AND (
-        a.backend_type IS NULL
-        OR a.backend_type IN ('client backend', 'walsender')
-        OR a.backend_type LIKE 'logical replication %'
+    AND coalesce(a.backend_type, '')
+        NOT IN ('autovacuum worker', 'parallel worker', 'slotsync worker')
+    AND NOT (
+        a.usename IS NOT DISTINCT FROM current_user
+        AND coalesce(a.backend_type, 'client backend') IN ('client backend', 'walsender')
     )
 ORDER BY a.xact_start NULLS LAST, a.pid

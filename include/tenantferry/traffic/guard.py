@@ -4,7 +4,12 @@ A process of its own that settles a cutover whose process died.
 Run as ``python -m tenantferry.traffic.guard``. It reads one JSON object from its standard input
 (credentials are in no argument and no environment variable), says ``ready``, and then watches that
 pipe: ``armed <attempt> <seconds>``, later ``flipping``, and at the end ``disarm``. Where the pipe
-ends without that, or the time is over, it settles the attempt.
+ends without that, it settles the attempt.
+
+Where the time is over, it kills the cutover first. One that hangs inside a call would go on in the
+middle of it: point an alias at the target, raise a fence, pause, when all of that is undone
+already. So nothing is settled before the end of the pipe proves that the cutover is gone, and its
+sessions on both servers are ended.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ import json
 import logging
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -29,17 +35,19 @@ from tenantferry.connections import ConnectionParams, open_connection
 from tenantferry.errors import TenantferryError, TransientError
 from tenantferry.traffic.fence import Fence
 from tenantferry.traffic.router import Instance, Router
-from tenantferry.traffic.settlement import Attempt, settle, undo_traffic
+from tenantferry.traffic.settlement import Attempt, end_session, settle, undo_traffic
 
 logger = logging.getLogger(__name__)
 
 _START_TIMEOUT_SECONDS = 30.0
 _END_TIMEOUT_SECONDS = 5.0
-# The cutover undoes itself at its deadline; only one that hangs takes longer.
-DEADLINE_MARGIN_SECONDS = 3.0
+# The cutover undoes itself at its deadline, and the end of a process is noticed at once: only one
+# that hangs is still there after this.
+DEADLINE_MARGIN_SECONDS = 10.0
 # As long as clients may wait at all, and longer than a restart of the target takes.
 _SETTLE_TIMEOUT_SECONDS = 300.0
 _RETRY_SECONDS = 0.5
+_GONE_RECHECK_SECONDS = 1.0
 
 
 class Guard:
@@ -55,7 +63,7 @@ class Guard:
         :param seconds: until the cutover must be through, or must have undone itself.
         :raises TransientError: if the guard is gone.
         """
-        self.say(f"armed {attempt} {seconds}")
+        self.say(f"armed {attempt} {seconds + DEADLINE_MARGIN_SECONDS}")
 
     def say_flipping(self) -> None:
         """Tell that from now on only the target knows whom the tenant belongs to."""
@@ -89,7 +97,7 @@ def start_guard(attempt: Attempt, *, fence: Fence, target_pid: int) -> Iterator[
 
     :param attempt: its id is told later, by `Guard.arm`.
     :param target_pid: the cutover's session in the target. The guard ends it first, so that what
-        it was about to commit is decided.
+        it was about to commit is decided. It kills this process if that hangs.
     :raises TransientError: if the guard does not start.
     """
     packages = str(Path(tenantferry.__file__).parent.parent)
@@ -133,6 +141,8 @@ def main() -> None:
     logging.raiseExceptions = False
     lines = _Lines(sys.stdin.fileno())
     watched = _decode(lines.read(None) or "{}")
+    if watched.parent_pid != os.getppid():
+        return
     print("ready", flush=True)
     settle_until_done(_watch(lines, watched))
 
@@ -142,12 +152,14 @@ class _Watched:
     """
     What a guard knows of the cutover.
 
+    :ivar parent_pid: the process of the cutover.
     :ivar is_flipping: the target may say that the tenant belongs to it.
     """
 
     attempt: Attempt
     fence: Fence
     target_pid: int
+    parent_pid: int
     is_flipping: bool = False
 
 
@@ -157,6 +169,7 @@ class _Lines:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._read = b""
+        self.is_over = False
 
     def read(self, deadline: float | None) -> str | None:
         """Return the next line; ``None`` at the pipe's end, or at the deadline."""
@@ -165,6 +178,7 @@ class _Lines:
             readable, _, _ = select.select([self._descriptor], [], [], seconds)
             data = os.read(self._descriptor, 65536) if readable else b""
             if not data:
+                self.is_over = bool(readable)
                 return None
             self._read += data
         line, _, self._read = self._read.partition(b"\n")
@@ -172,18 +186,39 @@ class _Lines:
 
 
 def _watch(lines: _Lines, watched: _Watched) -> _Watched | None:
-    """Return what is left behind, or ``None`` where all is well."""
+    """Return what is left behind by a cutover that is gone, or ``None`` where all is well."""
     deadline: float | None = None
-    while (line := lines.read(deadline)) is not None:
+    while True:
+        line = lines.read(deadline)
+        if line is None:
+            # Either proves that it is gone, all its threads included. While it lives, however long
+            # it takes to go, it may do anything.
+            if lines.is_over or os.getppid() != watched.parent_pid:
+                break
+            _kill(watched)
+            deadline = time.monotonic() + _GONE_RECHECK_SECONDS
+            continue
         verb, *values = line.split()
         if verb == "armed":
             watched = replace(watched, attempt=replace(watched.attempt, id=int(values[0])))
-            deadline = time.monotonic() + float(values[1]) + DEADLINE_MARGIN_SECONDS
+            deadline = time.monotonic() + float(values[1])
         elif verb == "flipping":
             watched = replace(watched, is_flipping=True)
         elif verb == "disarm":
             return None
     return watched if watched.attempt.id else None
+
+
+def _kill(watched: _Watched) -> None:
+    """End a cutover that hangs."""
+    logger.warning(
+        "the cutover of tenant %s hangs; killing process %s",
+        watched.attempt.tenant,
+        watched.parent_pid,
+    )
+    # It is our parent still, so its id cannot be another's.
+    with suppress(ProcessLookupError):
+        os.kill(watched.parent_pid, signal.SIGKILL)
 
 
 def settle_until_done(watched: _Watched | None) -> None:
@@ -215,18 +250,9 @@ def _settle_once(watched: _Watched) -> None:
             undo_traffic(attempt, watched.fence)
         raise
     with closing(target):
-        _end_session(target, watched)
+        # Its last words could otherwise still arrive.
+        end_session(target, watched.target_pid, tenant=attempt.tenant)
         settle(attempt, target, reason="its process ended, or its time was over")
-
-
-def _end_session(target: psycopg2.extensions.connection, watched: _Watched) -> None:
-    """End the cutover's session, whose last words could otherwise still arrive."""
-    with target, target.cursor() as cursor:
-        cursor.execute(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_catalog.pg_stat_activity"
-            " WHERE pid = %s AND usename = current_user AND application_name = %s",
-            (watched.target_pid, f"tenantferry cutover {watched.attempt.tenant}"[:63]),
-        )
 
 
 def _encode(attempt: Attempt, fence: Fence, target_pid: int) -> str:
@@ -246,7 +272,9 @@ def _encode(attempt: Attempt, fence: Fence, target_pid: int) -> str:
                 for instance in attempt.router.instances
             ],
             "fence": fence.to_json(),
+            "source_pid": attempt.source_pid,
             "target_pid": target_pid,
+            "parent_pid": os.getpid(),
         }
     )
 
@@ -269,8 +297,9 @@ def _decode(text: str) -> _Watched:
         target=ConnectionParams(**told["target"]),
         router=Router(instances),
         run_id=told["run_id"],
+        source_pid=told["source_pid"],
     )
-    return _Watched(attempt, Fence.from_json(told["fence"]), told["target_pid"])
+    return _Watched(attempt, Fence.from_json(told["fence"]), told["target_pid"], told["parent_pid"])
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class AliasState:
 
     :ivar force_user: role of the alias, or ``None`` where the client's own is used.
     :ivar pool_mode: ``session``, ``transaction`` or ``statement``.
+    :ivar min_pool_size: connections that it opens unasked, also while the alias is paused.
     :ivar connections: to the server, of any state.
     """
 
@@ -37,6 +38,7 @@ class AliasState:
     database: str
     force_user: str | None
     pool_mode: str
+    min_pool_size: int
     connections: int
     paused: bool
     disabled: bool
@@ -97,6 +99,7 @@ class Console:
                     database=str(row["database"]),
                     force_user=_text(row["force_user"]),
                     pool_mode=_text(row["pool_mode"]) or self.read_setting("pool_mode"),
+                    min_pool_size=int(str(row.get("min_pool_size") or 0)),
                     connections=int(str(row["current_connections"])),
                     paused=bool(int(str(row["paused"]))),
                     disabled=bool(int(str(row["disabled"]))),

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from tenantferry.connections import ConnectionParams
+from tenantferry.connections import ConnectionParams, open_client_connection
 from tenantferry.errors import PermanentError, TenantferryError, TransientError
 from tenantferry.traffic import aliases
 from tenantferry.traffic.pgbouncer import AliasState, Console, Row, open_console, quote_alias
@@ -27,8 +27,10 @@ _PAUSE_RECHECK_SECONDS = 0.02
 # The alias file may travel, e.g. over a network file system, before the instance sees the new one.
 _FLIP_TIMEOUT_SECONDS = 2.0
 _FLIP_RECHECK_SECONDS = 0.05
+# A login that is refused is refused at once.
+_LOGIN_TIMEOUT_SECONDS = 3
 # Clients may wait that much longer than the pause may take: the guard's time to undo it.
-WAIT_MARGIN_SECONDS = 10.0
+WAIT_MARGIN_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +277,16 @@ def _check_instance(
     def refuse(message: str, hint: str) -> PermanentError:
         return PermanentError(f'PgBouncer instance "{instance.name}" {message}', hint=hint)
 
+    auth_type = console.read_setting("auth_type")
+    if auth_type != "hba" or _lets_in(instance, alias):
+        raise refuse(
+            "lets every login use every alias",
+            "An alias with a user of its own takes whoever PgBouncer knows to its tenant's rows."
+            f" auth_type is {auth_type}. Set auth_type = hba and auth_hba_file = <file>, with a"
+            f" line in that file for each alias and its login: host {alias},<alias of its"
+            " rehearsal, tenantferry_<key>> <login> <network> scram-sha-256. The administrator's"
+            " line names the database pgbouncer alone.",
+        )
     state = console.read_alias(alias)
     if state is None:
         raise refuse(
@@ -304,6 +316,12 @@ def _check_instance(
             f"They connected before the alias had user={state.force_user}, and would keep that role"
             " when it is pointed at the target. Let them reconnect.",
         )
+    if state.min_pool_size:
+        raise refuse(
+            f'opens {state.min_pool_size} connections of alias "{alias}" also while it is paused',
+            "The target refuses them until the decision, and PgBouncer then keeps clients waiting"
+            " for server_login_retry. Set min_pool_size=0 for the alias, and RELOAD.",
+        )
     if state.disabled:
         raise refuse(f'has alias "{alias}" disabled', "ENABLE it.")
     wait_timeout = float(console.read_setting("query_wait_timeout") or 0)
@@ -314,6 +332,17 @@ def _check_instance(
             f"Set query_wait_timeout to {needed:g} s or more: clients wait during a cutover.",
         )
     aliases.check_editable(instance.aliases_file)
+
+
+def _lets_in(instance: Instance, alias: str) -> bool:
+    """Tell whether the administrator, whose own line names no alias, gets in at one."""
+    options = {"connect_timeout": str(_LOGIN_TIMEOUT_SECONDS), **instance.admin.options}
+    stranger = replace(instance.admin, database=alias, options=options)
+    try:
+        open_client_connection(stranger, purpose=f"check {alias}").close()
+    except TenantferryError:
+        return False
+    return True
 
 
 def _address(entry: Mapping[str, str]) -> tuple[str | None, ...]:
