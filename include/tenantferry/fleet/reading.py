@@ -53,8 +53,8 @@ def read_document(path: Path) -> object:
     :raises FleetError: if it cannot be read, is not YAML, or says a field twice.
     """
     try:
-        # The loader is the safe one and a check.
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506
+        text = path.read_text(encoding="utf-8")
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - the safe one, and a check
     except OSError as error:
         raise FleetError(
             f'could not read fleet file "{path}"',

@@ -156,8 +156,10 @@ def make_workloads(*, generic: bool, workers: int, seed: str) -> tuple[list[Work
 
     :return: one workload per worker, and a note on what they leave out, or nothing.
     """
-    # Not for secrets: a workload that can be repeated.
-    chances = [random.Random(f"{seed} {worker}") for worker in range(workers)]  # noqa: S311
+    chances = [
+        random.Random(f"{seed} {worker}")  # noqa: S311 - no secret: a workload to be repeated
+        for worker in range(workers)
+    ]
     with contextlib.closing(connect()) as opened:
         if not generic:
             highest = read_highest_ids(opened)

@@ -94,8 +94,8 @@ def read_summary(path: Path) -> Summary | None:
     except FileNotFoundError:
         return None
     values = {field.name: document[field.name] for field in fields(Summary)}
-    values["failures"] = tuple(document["failures"])  # type: ignore[arg-type]
-    return Summary(**values)  # type: ignore[arg-type]
+    values["failures"] = tuple(document["failures"])  # type: ignore[arg-type]  # our own JSON
+    return Summary(**values)  # type: ignore[arg-type]  # the same
 
 
 def _percentile_ms(ordered: list[float], fraction: float) -> float | None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
 import psycopg2
+from psycopg2 import sql
 from psycopg2.extensions import connection
 
 from tenantferry.connections import ConnectionParams, open_connection
@@ -207,7 +208,7 @@ def _wait(
 def _listening(target: ConnectionParams, tenant_key: str) -> Iterator[connection]:
     with closing(_open(target, tenant_key)) as session:
         with session.cursor() as cursor:
-            cursor.execute(f"LISTEN {STATE_CHANNEL}")
+            cursor.execute(sql.SQL("LISTEN {}").format(sql.Identifier(STATE_CHANNEL)))
         yield session
 
 

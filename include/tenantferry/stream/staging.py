@@ -62,10 +62,10 @@ def stage_changes(table: StreamedTable, changes: Changes) -> Staged:
     start = _ROW(1 + len(table.columns))
     for image, count in changes.counts.items():
         if count < 0:
-            rows += (start, _shape(count), *image)  # type: ignore[arg-type]
+            rows += (start, _shape(count), *image)  # type: ignore[arg-type]  # bytes: no UNCHANGED
             staged.deletes -= count
         else:
-            rows += (start, _shape(INSERT), *image) * count  # type: ignore[arg-type]
+            rows += (start, _shape(INSERT), *image) * count  # type: ignore[arg-type]  # the same
             staged.inserts += count
     return _finish(staged, rows)
 
@@ -89,11 +89,11 @@ def _stage_keyed(table: StreamedTable, changes: KeyedChanges) -> Staged:
         shape = staged.kept.setdefault(kept, FIRST_UPDATE + len(staged.kept))
         staged.counts[shape] = staged.counts.get(shape, 0) + 1
         rows += (start, _shape(shape), _join_key(row.original))
-        rows += fields  # type: ignore[arg-type]
+        rows += fields  # type: ignore[arg-type]  # bytes: no UNCHANGED
     for fields in changes.inserts():
         staged.inserts += 1
         rows.append(as_insert)
-        rows += fields  # type: ignore[arg-type]
+        rows += fields  # type: ignore[arg-type]  # bytes: no UNCHANGED
     return _finish(staged, rows)
 
 
@@ -110,7 +110,7 @@ def _shape(shape: int) -> bytes:
 
 def _join_key(key: Key) -> bytes:
     if isinstance(key, tuple):
-        return b"".join(key)  # type: ignore[arg-type]
+        return b"".join(key)  # type: ignore[arg-type]  # a key is never UNCHANGED
     return key or NULL
 
 

@@ -81,8 +81,7 @@ class Worker:
         while (order := self._orders.get()) is not None:
             try:
                 self._results.put(self._carry_out(order))
-            # The boundary of the thread: whatever it is, the main thread raises it.
-            except BaseException as error:  # noqa: BLE001
+            except BaseException as error:  # noqa: BLE001 - the thread's end: the main one raises it
                 self._results.put(error)
             os.write(self._writable, b"!")
 
