@@ -103,9 +103,9 @@ class Scenario:
             project_root=PROJECT_ROOT,
             tenants=[
                 replace(acme, approval=True, settings=pause),
-                globex,
-                # Its gate stays shut for a while, so that it can be cleared meanwhile.
-                replace(initech, settings={"lag_samples": 8}),
+                # Their gates stay shut for a while, so that much can happen to them meanwhile.
+                replace(globex, settings={"lag_samples": 20}),
+                replace(initech, settings={"lag_samples": 20}),
             ],
             source_major=versions[-1],
             target_major=versions[0],
@@ -230,14 +230,14 @@ def report(scenario: Scenario) -> Report:
     """Everything that happens to the fleet, in order; the tests look at what came of it."""
     scenario.trigger()
 
+    # On-call clears tasks of a run that is on its way.
+    scenario.wait_for_task("initech", "stream_cdc", "running")
+    scenario.clear("initech", "prepare", "backfill", "stream_cdc", "wait_for_lag")
+
     # A worker dies in mid-stream, the hard way.
-    scenario.wait_for_task("globex", "stream_cdc", "running")
     pid = scenario.wait_for("a stream of globex", lambda: scenario.find_stream_process("globex"))
     os.kill(pid, signal.SIGKILL)
 
-    # On-call clears tasks of a run that is on its way.
-    scenario.wait_for_task("initech", "stream_cdc", "running")
-    scenario.clear("initech", "prepare", "backfill", "stream_cdc")
     scenario.wait_for("a closed gate of initech", lambda: is_streaming(scenario, "initech"))
     scenario.clear("initech", "preflight", "wait_for_lag")
     scenario.wait_for_task("initech", "preflight", "success")
