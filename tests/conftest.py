@@ -22,6 +22,19 @@ from tenantferry.local.postgres import PostgresServer, find_installations
 _TEST_SETTINGS = {"fsync": "off", "full_page_writes": "off"}
 MIGRATION_PASSWORD = secrets.token_urlsafe(12)
 _numbers = count(1)
+_DROP_TENANT_ROLES = r"""
+DO $$
+DECLARE role name;
+BEGIN
+    FOR role IN SELECT rolname FROM pg_catalog.pg_roles WHERE rolname LIKE 'tenant\_%' LOOP
+        BEGIN
+            EXECUTE format('DROP ROLE %I', role);
+        EXCEPTION WHEN dependent_objects_still_exist THEN
+            NULL;  -- of another database that a test still uses
+        END;
+    END LOOP;
+END $$
+"""
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
@@ -119,6 +132,8 @@ def target_params(target_server: PostgresServer) -> Iterator[ConnectionParams]:
     opened.close()
     yield params
     target_server.psql("-c", f"DROP DATABASE {name} WITH (FORCE)")
+    # Roles outlive their database, and the next test makes its own.
+    target_server.psql("-c", _DROP_TENANT_ROLES)
 
 
 @pytest.fixture

@@ -35,7 +35,6 @@ def poolers() -> Iterator[list[PgBouncer]]:
     finally:
         for pooler in started:
             pooler.kill()
-        [print(p.log.read_text()[-4000:]) for p in started]
         shutil.rmtree(base)
 
 

@@ -48,7 +48,7 @@ def writing(source_params: ConnectionParams) -> Iterator[list[int]]:
         ) as session:
             while not stop.is_set():
                 n = transactions[0]
-                run(session, f"UPDATE items SET n = n + 1 WHERE id = {n % 300 + 1}")
+                run(session, f"UPDATE items SET n = n + 1 WHERE id = {n % 200 + 1}")
                 run(session, f"INSERT INTO items (name) VALUES ('new {n}')")
                 run(session, f"DELETE FROM items WHERE id = {1000 + n // 2}")
                 transactions[0] += 1
@@ -87,6 +87,7 @@ def test_validate_tenant_names_the_row_that_differs_while_a_writer_keeps_writing
     copied: Prepare,
 ) -> None:
     both = copied(*ITEMS)
+    # A row that the writer leaves alone: one that it updated would be mended by the stream.
     run(both.target, "UPDATE public.items SET name = 'corrupt' WHERE id = 299")
 
     with both.streaming(), writing(both.source_params):
