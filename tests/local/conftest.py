@@ -75,7 +75,7 @@ class Application:
                 summary = read_summary(path)
                 if summary is not None and summary.acknowledged_writes >= acknowledged_writes:
                     break
-                time.sleep(0.1)
+                time.sleep(0.1)  # its summary can only be read
         finally:
             process.send_signal(signal.SIGTERM)
             returncode = process.wait(timeout=30)

@@ -148,7 +148,7 @@ def test_latency_counts_from_the_due_moment_when_a_request_waits_behind_a_slow_o
             nonlocal calls
             calls += 1
             if calls == 1:
-                time.sleep(0.5)
+                time.sleep(0.5)  # the slow request itself
             elif calls == 20:
                 stop.set()
             return []

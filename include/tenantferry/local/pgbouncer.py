@@ -232,7 +232,7 @@ class PgBouncer:
                         f'could not start PgBouncer in "{self.directory}"',
                         detail=" ".join(tail.splitlines()[-5:]) or str(error),
                     ) from None
-                time.sleep(_RECHECK_SECONDS)
+                time.sleep(_RECHECK_SECONDS)  # a start can only be asked for
             else:
                 return
 
@@ -245,7 +245,7 @@ class PgBouncer:
         while self.pid is not None:
             if time.monotonic() > deadline:
                 raise TransientError(f"could not stop PgBouncer with process id {pid}")
-            time.sleep(_RECHECK_SECONDS)
+            time.sleep(_RECHECK_SECONDS)  # it is no child of ours to wait for
         # After a crash the file is left behind, and PgBouncer refuses to start beside it.
         self._pid_file.unlink(missing_ok=True)
         self._process = None

@@ -164,7 +164,7 @@ def raise_fence(source: connection, fence: Fence, *, timeout_seconds: float) -> 
                 detail=f"After {timeout_seconds:g} s there is still: {'; '.join(left)}.",
             )
         _end_sessions(source, sessions)
-        time.sleep(_RECHECK_SECONDS)
+        time.sleep(_RECHECK_SECONDS)  # the server does not tell of a session's end
 
 
 def check_alone(source: connection) -> None:

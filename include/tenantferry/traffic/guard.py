@@ -234,7 +234,7 @@ def settle_until_done(watched: _Watched | None) -> None:
             logger.warning("%s", failure)
             if time.monotonic() > deadline:
                 return
-            time.sleep(_RETRY_SECONDS)
+            time.sleep(_RETRY_SECONDS)  # until a server that is down comes back
         else:
             logger.info("done")
             return

@@ -380,7 +380,7 @@ def _reload_until(
                 + f" after {_FLIP_TIMEOUT_SECONDS:g} s.",
                 hint="See its log for what it says about the alias file at RELOAD.",
             )
-        time.sleep(_FLIP_RECHECK_SECONDS)
+        time.sleep(_FLIP_RECHECK_SECONDS)  # a console can only be asked
 
 
 def _reload_and_resume(console: Console, alias: str) -> None:

@@ -182,7 +182,7 @@ def end_session(server: connection, pid: int, *, tenant: str) -> None:
                 detail=f"It is still there after {_END_TIMEOUT_SECONDS:g} s.",
                 hint="SELECT pg_terminate_backend of it as a superuser, then clear the task.",
             )
-        time.sleep(_RECHECK_SECONDS)
+        time.sleep(_RECHECK_SECONDS)  # a session's end can only be asked for
 
 
 def cutover_application(tenant: str) -> str:
