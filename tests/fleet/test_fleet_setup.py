@@ -158,7 +158,7 @@ def test_fleet_setup_makes_roles_databases_and_privileges_and_may_run_again(plac
             target,
             "SELECT rolcreaterole, rolbypassrls, rolreplication, rolsuper FROM pg_roles"
             " WHERE rolname = 'tenantferry'",
-        ) == [(True, True, False, False)]
+        ) == [(True, True, True, False)]
         rows(
             target,
             "CREATE SCHEMA tried; SELECT set_config('session_replication_role', 'replica', true)",

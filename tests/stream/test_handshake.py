@@ -230,5 +230,5 @@ def test_a_lost_notification_costs_a_second_and_nothing_else(move: Any) -> None:
 
 
 def test_command_to_a_tenant_without_a_stream_says_so(move: Any) -> None:
-    with pytest.raises(Exception, match="has no stream"):
+    with pytest.raises(Exception, match="has no forward stream"):
         command(move.target, move.tenant.key, StreamCommand.RUN)

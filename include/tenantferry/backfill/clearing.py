@@ -76,7 +76,10 @@ def forget_attempt(target: connection, tenant: Tenant) -> None:
     forget_chunks(target, tenant.key)
     retire_stream(target, tenant.key)
     with target.cursor() as cursor:
-        cursor.execute("DELETE FROM tenantferry.streams WHERE tenant = %s", (tenant.key,))
+        cursor.execute(
+            "DELETE FROM tenantferry.streams WHERE tenant = %s AND direction = 'forward'",
+            (tenant.key,),
+        )
 
 
 def delete_rows(target: connection, tenant: Tenant, tables: Iterable[Table]) -> int:

@@ -59,10 +59,14 @@ CREATE TABLE IF NOT EXISTS tenantferry.chunks (
     PRIMARY KEY (tenant, table_schema, table_name, chunk)
 );
 
--- The forward stream of a tenant: its position P, what it was told, what it answers.
+-- A stream of a tenant: its position P, what it was told, what it answers. The forward one applies
+-- the source's changes to the target, and P is the truth. The reverse one applies the target's
+-- changes to the source of a tenant in grace; there the truth stands in the source, with its rows,
+-- and P is what was last reported of it.
 CREATE TABLE IF NOT EXISTS tenantferry.streams (
-    tenant             text PRIMARY KEY REFERENCES tenantferry.tenants,
-    position           pg_lsn NOT NULL,     -- P: every source transaction before it is applied
+    tenant             text NOT NULL REFERENCES tenantferry.tenants,
+    direction          text NOT NULL DEFAULT 'forward',   -- or reverse
+    position           pg_lsn NOT NULL,     -- P: every transaction before it is applied
     confirmed          pg_lsn NOT NULL,     -- the slot was never confirmed beyond it
     state              text NOT NULL DEFAULT 'stopped',
     command            text NOT NULL DEFAULT 'run',
@@ -77,7 +81,8 @@ CREATE TABLE IF NOT EXISTS tenantferry.streams (
     lag_bytes          bigint,
     reported_at        timestamptz,
     error              text,
-    copy_again         boolean NOT NULL DEFAULT false   -- only a new backfill helps
+    copy_again         boolean NOT NULL DEFAULT false,  -- only a new backfill helps
+    PRIMARY KEY (tenant, direction)
 );
 
 -- One exact comparison at one position.
@@ -107,10 +112,12 @@ CREATE TABLE IF NOT EXISTS tenantferry.mismatches (
     PRIMARY KEY (validation_id, number)
 );
 
--- One attempt of a cutover, from PAUSE to RESUME. Each step is recorded when it is done.
+-- One attempt of a cutover or of a rollback, from PAUSE to RESUME. Each step is recorded when it is
+-- done.
 CREATE TABLE IF NOT EXISTS tenantferry.write_pauses (
     id                 bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     tenant             text NOT NULL REFERENCES tenantferry.tenants,
+    direction          text NOT NULL DEFAULT 'forward',   -- a cutover; reverse: a rollback
     run_id             text,
     began_at           timestamptz NOT NULL DEFAULT clock_timestamp(),
     deadline           timestamptz NOT NULL,
@@ -119,7 +126,7 @@ CREATE TABLE IF NOT EXISTS tenantferry.write_pauses (
     final_lsn          pg_lsn,
     drained_at         timestamptz,
     sequences_at       timestamptz,
-    flipped_at         timestamptz,     -- from here on the tenant belongs to the target
+    flipped_at         timestamptz,     -- from here on the tenant belongs to the other side
     resumed_at         timestamptz,
     probed_at          timestamptz,
     undoing_at         timestamptz,     -- from here on it cannot be flipped any more
@@ -134,6 +141,34 @@ CREATE INDEX IF NOT EXISTS write_pauses_tenant_idx ON tenantferry.write_pauses (
 -- At most one attempt of a tenant may be open.
 CREATE UNIQUE INDEX IF NOT EXISTS write_pauses_open_key ON tenantferry.write_pauses (tenant)
     WHERE undone_at IS NULL AND resumed_at IS NULL;
+
+-- The time after a cutover in which the tenant can go back: from the flip until it was rolled back
+-- or retired. Its reverse stream begins at start_lsn.
+CREATE TABLE IF NOT EXISTS tenantferry.graces (
+    id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    tenant       text NOT NULL REFERENCES tenantferry.tenants,
+    attempt      bigint NOT NULL UNIQUE REFERENCES tenantferry.write_pauses,
+    start_lsn    pg_lsn NOT NULL,       -- of the target; nothing of the tenant's was written before
+    started_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ends_at      timestamptz NOT NULL,  -- not before this it is retired
+    lost_at      timestamptz,           -- from here on there is no way back
+    lost_reason  text,
+    ended_at     timestamptz,
+    end_reason   text                   -- rolled back, retired
+);
+-- A tenant is in one grace at most.
+CREATE UNIQUE INDEX IF NOT EXISTS graces_open_key ON tenantferry.graces (tenant)
+    WHERE ended_at IS NULL;
+
+-- What all reverse streams share: one slot on the target. One row, or none before the first cutover.
+CREATE TABLE IF NOT EXISTS tenantferry.reverse_slot (
+    slot         text PRIMARY KEY,
+    created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    confirmed    pg_lsn NOT NULL,       -- the slot was never confirmed beyond it
+    read_to      pg_lsn NOT NULL,       -- how far its log was read
+    reported_at  timestamptz,           -- null: nobody has read it yet
+    error        text
+);
 
 -- Where each move stands, for people and dashboards. Rows and bytes are what is committed; rows to
 -- come are an estimate from statistics. Null is unknown, never zero.
@@ -177,4 +212,4 @@ CROSS JOIN LATERAL (
     -- Null before the first chunk is done: no rate can be told from nothing.
     SELECT (nullif(c.rows, 0) / nullif(e.seconds, 0))::double precision AS rows_per_second
 ) AS r
-LEFT JOIN tenantferry.streams AS s USING (tenant);
+LEFT JOIN tenantferry.streams AS s ON s.tenant = t.tenant AND s.direction = 'forward';

@@ -17,21 +17,35 @@ class Phase(StrEnum):
     VALIDATED = "validated"
     CUTTING_OVER = "cutting_over"
     LIVE = "live"
+    ROLLING_BACK = "rolling_back"
+    RETIRING = "retiring"
+    RETIRED = "retired"
+    ABORTING = "aborting"
 
 
-# Invariant: clients reach exactly one of source and target. Only CUTTING_OVER -> LIVE moves
-# them, and that move runs while every router instance is paused and the source is fenced.
+# Invariant: clients reach exactly one of source and target. Only CUTTING_OVER -> LIVE and
+# ROLLING_BACK -> STREAMING move them, and these moves run while every router instance is paused
+# and the side that they leave is fenced.
 NEXT: dict[Phase, frozenset[Phase]] = {
-    Phase.REGISTERED: frozenset({Phase.PREPARED}),
-    Phase.PREPARED: frozenset({Phase.BACKFILLING}),
-    Phase.BACKFILLING: frozenset({Phase.STREAMING}),
+    Phase.REGISTERED: frozenset({Phase.PREPARED, Phase.ABORTING}),
+    Phase.PREPARED: frozenset({Phase.BACKFILLING, Phase.ABORTING}),
+    Phase.BACKFILLING: frozenset({Phase.STREAMING, Phase.ABORTING}),
     # A lost slot cannot be caught up: the tenant is copied again.
-    Phase.STREAMING: frozenset({Phase.VALIDATED, Phase.BACKFILLING}),
+    Phase.STREAMING: frozenset({Phase.VALIDATED, Phase.BACKFILLING, Phase.ABORTING}),
     # A later validation may find a mismatch.
-    Phase.VALIDATED: frozenset({Phase.CUTTING_OVER, Phase.STREAMING, Phase.BACKFILLING}),
+    Phase.VALIDATED: frozenset(
+        {Phase.CUTTING_OVER, Phase.STREAMING, Phase.BACKFILLING, Phase.ABORTING}
+    ),
     # A cutover that undoes itself leaves the tenant as validated as it was.
     Phase.CUTTING_OVER: frozenset({Phase.LIVE, Phase.VALIDATED}),
-    Phase.LIVE: frozenset(),
+    Phase.LIVE: frozenset({Phase.ROLLING_BACK, Phase.RETIRING}),
+    # A rollback leaves a forward stream running; one that undoes itself leaves the tenant live.
+    Phase.ROLLING_BACK: frozenset({Phase.STREAMING, Phase.LIVE}),
+    # The way back ends where retiring begins.
+    Phase.RETIRING: frozenset({Phase.RETIRED}),
+    Phase.RETIRED: frozenset(),
+    # Nothing of the tenant is left in the target: it may be moved anew.
+    Phase.ABORTING: frozenset({Phase.REGISTERED}),
 }
 
 

@@ -1,4 +1,4 @@
-"""The forward stream of a tenant: its position, what it was told, what it answers."""
+"""The streams of a tenant: their position, what they were told, what they answer."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ from psycopg2.extensions import connection
 from psycopg2.extensions import cursor as cursor_type
 
 from tenantferry.connections import ConnectionParams, open_connection
+from tenantferry.control.direction import Direction
 from tenantferry.errors import PermanentError, TenantferryError, TransientError
 from tenantferry.lsn import format_lsn, parse_lsn
 
 logger = logging.getLogger(__name__)
 
-# A command for the stream; the payload is the tenant's key, or "<key> <lsn>" from somebody who
+# A command for a stream; the payload is the tenant's key, or "<key> <lsn>" from somebody who
 # waits for that position.
-COMMAND_CHANNEL = "tenantferry_stream"
-# An answer of the stream; the payload is the tenant's key.
+COMMAND_CHANNELS = {
+    Direction.FORWARD: "tenantferry_stream",
+    Direction.REVERSE: "tenantferry_reverse",
+}
+# An answer of a stream of either direction; the payload is the tenant's key.
 STATE_CHANNEL = "tenantferry_stream_state"
 
 # How long a session that we end may take to be gone.
@@ -69,7 +73,7 @@ class StreamRecord:
     """
     The row of one stream.
 
-    :ivar position: P: exactly the source transactions with ``commit_lsn < P`` are applied.
+    :ivar position: P: exactly the transactions with ``commit_lsn < P`` are applied.
     :ivar confirmed: the slot was never confirmed beyond it.
     :ivar command_lsn: where ``advance`` and ``stop`` end.
     :ivar command_id: counts commands; the stream answers by setting *acknowledged_id* to it.
@@ -79,6 +83,7 @@ class StreamRecord:
     """
 
     tenant: str
+    direction: Direction
     position: int
     confirmed: int
     state: StreamState
@@ -103,46 +108,52 @@ def origin_name(tenant: str) -> str:
     return f"tenantferry_{tenant}"
 
 
-def read_stream(target: connection, tenant: str) -> StreamRecord | None:
+def read_stream(
+    target: connection, tenant: str, *, direction: Direction = Direction.FORWARD
+) -> StreamRecord | None:
     """
-    Return the row of a tenant's stream, or ``None`` where nothing was copied yet.
+    Return the row of a tenant's stream, or ``None`` where there is none yet.
 
     :param target: open transaction or autocommit; only read.
     """
     with target.cursor() as cursor:
-        cursor.execute(_READ, (tenant,))
+        cursor.execute(_READ, (tenant, direction))
         row = cursor.fetchone()
     if row is None:
         return None
     return StreamRecord(
         row[0],
-        parse_lsn(row[1]),
+        Direction(row[1]),
         parse_lsn(row[2]),
-        StreamState(row[3]),
-        StreamCommand(row[4]),
-        None if row[5] is None else parse_lsn(row[5]),
-        *row[6:],
+        parse_lsn(row[3]),
+        StreamState(row[4]),
+        StreamCommand(row[5]),
+        None if row[6] is None else parse_lsn(row[6]),
+        *row[7:],
     )
 
 
-def require_stream(target: connection, tenant: str) -> StreamRecord:
+def require_stream(
+    target: connection, tenant: str, *, direction: Direction = Direction.FORWARD
+) -> StreamRecord:
     """
     Return the row of a tenant's stream.
 
     :raises PermanentError: if there is none.
     """
-    record = read_stream(target, tenant)
+    record = read_stream(target, tenant, direction=direction)
     if record is None:
-        raise PermanentError(
-            f'tenant "{tenant}" has no stream',
-            hint='Clear the task "backfill" and those after it.',
-        )
+        hints = {
+            Direction.FORWARD: 'Clear the task "backfill" and those after it.',
+            Direction.REVERSE: "It has one from its cutover until it is rolled back or retired.",
+        }
+        raise PermanentError(f'tenant "{tenant}" has no {direction} stream', hint=hints[direction])
     return record
 
 
 def reset_stream(target: connection, tenant: str, position: int) -> None:
     """
-    Make the stream of a tenant begin at *position*, whatever it did before.
+    Make the forward stream of a tenant begin at *position*, whatever it did before.
 
     A session that still streams this tenant is ended first.
 
@@ -157,7 +168,10 @@ def reset_stream(target: connection, tenant: str, position: int) -> None:
             "SELECT pg_replication_origin_advance(%s, %s)",
             (origin_name(tenant), format_lsn(position)),
         )
-        cursor.execute("DELETE FROM tenantferry.streams WHERE tenant = %s", (tenant,))
+        cursor.execute(
+            "DELETE FROM tenantferry.streams WHERE tenant = %s AND direction = %s",
+            (tenant, Direction.FORWARD),
+        )
         cursor.execute(
             "INSERT INTO tenantferry.streams (tenant, position, confirmed) VALUES (%s, %s, %s)",
             (tenant, format_lsn(position), format_lsn(position)),
@@ -172,7 +186,8 @@ def mark_copy_again(target: connection, tenant: str, *, needed: bool) -> None:
     """
     with target.cursor() as cursor:
         cursor.execute(
-            "UPDATE tenantferry.streams SET copy_again = %s WHERE tenant = %s", (needed, tenant)
+            "UPDATE tenantferry.streams SET copy_again = %s WHERE tenant = %s AND direction = %s",
+            (needed, tenant, Direction.FORWARD),
         )
 
 
@@ -196,6 +211,7 @@ def command(
     *,
     lsn: int | None = None,
     lease_seconds: float | None = None,
+    direction: Direction = Direction.FORWARD,
 ) -> int:
     """
     Tell a stream what to do; it hears of it when the caller commits.
@@ -211,19 +227,20 @@ def command(
             "WITH changed AS (UPDATE tenantferry.streams SET command = %(verb)s,"
             " command_lsn = %(lsn)s, command_id = command_id + 1,"
             " lease_until = clock_timestamp() + make_interval(secs => %(lease)s)"
-            " WHERE tenant = %(tenant)s RETURNING command_id)"
+            " WHERE tenant = %(tenant)s AND direction = %(direction)s RETURNING command_id)"
             " SELECT command_id, pg_notify(%(channel)s, %(tenant)s) FROM changed",
             {
                 "verb": verb,
                 "lsn": None if lsn is None else format_lsn(lsn),
                 "lease": lease_seconds,
                 "tenant": tenant,
-                "channel": COMMAND_CHANNEL,
+                "direction": direction,
+                "channel": COMMAND_CHANNELS[direction],
             },
         )
         row = cursor.fetchone()
     if row is None:
-        require_stream(target, tenant)
+        require_stream(target, tenant, direction=direction)
         raise TransientError(f'could not command the stream of tenant "{tenant}"')
     command_id: int = row[0]
     return command_id
@@ -231,7 +248,7 @@ def command(
 
 def record_failure(params: ConnectionParams, tenant: str, error: str) -> None:
     """
-    Record why a stream ended, unless another one has taken its place; commits.
+    Record why a forward stream ended, unless another one has taken its place; commits.
 
     Where the target cannot be reached, the row keeps its last report.
     """
@@ -244,8 +261,9 @@ def record_failure(params: ConnectionParams, tenant: str, error: str) -> None:
             cursor.execute("SET LOCAL lock_timeout = '2s'")
             cursor.execute(_WAIT_LOCK, (tenant,))
             cursor.execute(
-                "UPDATE tenantferry.streams SET state = %s, error = %s WHERE tenant = %s",
-                (StreamState.FAILED, error, tenant),
+                "UPDATE tenantferry.streams SET state = %s, error = %s"
+                " WHERE tenant = %s AND direction = %s",
+                (StreamState.FAILED, error, tenant, Direction.FORWARD),
             )
     except errors.LockNotAvailable:
         logger.info("another stream has taken over tenant=%s", tenant)

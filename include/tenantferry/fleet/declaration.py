@@ -7,21 +7,17 @@ from pathlib import Path
 from typing import Annotated, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-# Every name made of a key (slot, publication, role, schema, origin, Dag) must fit into
-# NAMEDATALEN - 1 = 63 bytes; the longest prefix is "tenantferry_" with 12. A slot name allows
-# lower-case letters, digits and underscores only.
-MAX_KEY_LENGTH = 48
-TenantKey = Annotated[str, Field(pattern=rf"^[a-z][a-z0-9_]{{0,{MAX_KEY_LENGTH - 1}}}$")]
-Name = Annotated[str, Field(min_length=1, max_length=63)]
-QualifiedName = Annotated[str, Field(pattern=r"^[^.]+\.[^.]+$")]
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class _Declared(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from tenantferry.fleet.base import (
+    Declared,
+    Name,
+    PositiveFloat,
+    PositiveInt,
+    QualifiedName,
+    TenantKey,
+)
+from tenantferry.fleet.operation import Archive, Grace, Watch, Waves
 
 
 class TableKind(StrEnum):
@@ -32,7 +28,7 @@ class TableKind(StrEnum):
     SKIP = "skip"  # left behind
 
 
-class Target(_Declared):
+class Target(Declared):
     """
     The shared multi-tenant database.
 
@@ -44,7 +40,7 @@ class Target(_Declared):
     regions: frozenset[str] = frozenset()
 
 
-class RouterInstance(_Declared):
+class RouterInstance(Declared):
     """
     One PgBouncer process.
 
@@ -57,7 +53,7 @@ class RouterInstance(_Declared):
     aliases_file: Path
 
 
-class Router(_Declared):
+class Router(Declared):
     """
     The poolers that carry the clients of a set of tenants.
 
@@ -70,7 +66,7 @@ class Router(_Declared):
     target_port: PositiveInt | None = None
 
 
-class Source(_Declared):
+class Source(Declared):
     """
     A tenant's own database.
 
@@ -83,7 +79,7 @@ class Source(_Declared):
     database: Name | None = None
 
 
-class Settings(_Declared):
+class Settings(Declared):
     """
     How a tenant is moved. ``defaults`` of the fleet file sets it for all, a tenant for itself.
 
@@ -99,6 +95,7 @@ class Settings(_Declared):
     :ivar slot_timeout_seconds: how long creating a slot may wait for open transactions.
     :ivar validation_max_age_seconds: an older validation is repeated before the cutover.
     :ivar stream_pool: Airflow pool of the long-running stream tasks.
+    :ivar grace_hours: after its cutover the tenant can go back for so long, and is not retired.
     """
 
     router: str = "main"
@@ -106,7 +103,7 @@ class Settings(_Declared):
     size_class: str = "small"
     app_roles: tuple[Name, ...] = ()
     approval: bool = False
-    tables: dict[QualifiedName, TableKind] = {}
+    tables: dict[QualifiedName, TableKind] = Field(default_factory=dict)
     max_write_pause_seconds: PositiveFloat = 5.0
     lag_threshold_seconds: PositiveFloat = 1.0
     lag_samples: PositiveInt = 3
@@ -115,6 +112,7 @@ class Settings(_Declared):
     slot_timeout_seconds: PositiveFloat = 300.0
     validation_max_age_seconds: PositiveFloat = 3600.0
     stream_pool: Name = "tenantferry_streams"
+    grace_hours: PositiveFloat = 168.0
 
 
 class Tenant(Settings):
@@ -181,17 +179,22 @@ class Tenant(Settings):
         return self.tables.get(f"{schema}.{table}", TableKind.TENANT)
 
 
-class Fleet(_Declared):
+class Fleet(Declared):
     """
     All that one target serves.
 
     :ivar broken: tenants that cannot be used, and the sentence that says why.
+    :ivar archive: ``None``: no tenant can be retired.
     """
 
     target: Target
     routers: dict[Name, Router]
     tenants: dict[str, Tenant]
-    broken: dict[str, str] = {}
+    broken: dict[str, str] = Field(default_factory=dict)
+    grace: Grace = Grace()
+    archive: Archive | None = None
+    waves: Waves = Waves()
+    watch: Watch = Watch()
 
     @model_validator(mode="after")
     def _check_no_tenant_is_both(self) -> Self:

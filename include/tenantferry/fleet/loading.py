@@ -10,13 +10,21 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from tenantferry.fleet.declaration import Fleet, Router, Settings, Target, Tenant
+from tenantferry.fleet.operation import Archive, Grace, Watch, Waves
 from tenantferry.fleet.reading import FleetError, read_document
 
 __all__ = ["FleetError", "load_fleet"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_TOP_LEVEL = {"target", "routers", "defaults", "tenants"}
+# How the fleet is run; each may be left out.
+_OPERATION: Mapping[str, type[BaseModel]] = {
+    "grace": Grace,
+    "archive": Archive,
+    "waves": Waves,
+    "watch": Watch,
+}
+_TOP_LEVEL = {"target", "routers", "defaults", "tenants", *_OPERATION}
 
 
 def load_fleet(path: Path) -> Fleet:
@@ -63,7 +71,18 @@ def load_fleet(path: Path) -> Fleet:
     for name in broken:
         # A key that stands twice is broken as a whole: neither entry can be trusted.
         tenants.pop(name, None)
-    whole = {"target": target, "routers": routers, "tenants": tenants, "broken": broken}
+    operation = {
+        name: _parse(model, document[name], path, f'"{name}"')
+        for name, model in _OPERATION.items()
+        if document.get(name) is not None
+    }
+    whole = {
+        "target": target,
+        "routers": routers,
+        "tenants": tenants,
+        "broken": broken,
+        **operation,
+    }
     return _parse(Fleet, whole, path, "the fleet")
 
 

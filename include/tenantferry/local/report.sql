@@ -24,7 +24,7 @@ LEFT JOIN (
     SELECT tenant, extract(epoch FROM sum(finished_at - started_at)) AS seconds
     FROM tenantferry.rounds WHERE finished_at IS NOT NULL GROUP BY tenant
 ) AS r USING (tenant)
-LEFT JOIN tenantferry.streams AS s USING (tenant)
+LEFT JOIN tenantferry.streams AS s ON s.tenant = t.tenant AND s.direction = 'forward'
 -- The last one counts: it is what the cutover relied on.
 LEFT JOIN LATERAL (
     SELECT tables, chunks, rows, mismatches,

@@ -3,7 +3,8 @@
 -- The login itself (LOGIN PASSWORD ...) is made by the administrator before.
 
 -- CREATEROLE: one role per tenant. BYPASSRLS: COPY FROM refuses a table with row security.
-ALTER ROLE tenantferry CREATEROLE BYPASSRLS;
+-- REPLICATION: the reverse streams read what was written since the cutover.
+ALTER ROLE tenantferry CREATEROLE BYPASSRLS REPLICATION;
 SELECT format('GRANT CONNECT, CREATE, TEMPORARY ON DATABASE %I TO tenantferry', current_database()) \gexec
 GRANT USAGE, CREATE ON SCHEMA public TO tenantferry;
 -- Foreign keys and user triggers do not fire while rows are loaded and applied.

@@ -9,8 +9,9 @@ from typing import Any
 import psycopg2
 from psycopg2.extensions import connection
 
+from tenantferry.control.direction import Direction
 from tenantferry.control.streams import (
-    COMMAND_CHANNEL,
+    COMMAND_CHANNELS,
     STATE_CHANNEL,
     StreamCommand,
     StreamState,
@@ -22,13 +23,14 @@ from tenantferry.stream.failures import explain
 _REPORT = resources.files("tenantferry.stream").joinpath("answers.sql").read_text("utf-8")
 _ACKNOWLEDGE = (
     "WITH answered AS (UPDATE tenantferry.streams SET acknowledged_id = %(id)s, state = %(state)s"
-    " WHERE tenant = %(tenant)s RETURNING tenant)"
+    " WHERE tenant = %(tenant)s AND direction = 'forward' RETURNING tenant)"
     " SELECT pg_notify(%(channel)s, tenant) FROM answered"
 )
 _END_LEASE = (
     "WITH ended AS (UPDATE tenantferry.streams SET command = 'run', command_lsn = NULL,"
     " lease_until = NULL, command_id = command_id + 1"
-    " WHERE tenant = %(tenant)s AND command_id = %(id)s AND lease_until <= clock_timestamp()"
+    " WHERE tenant = %(tenant)s AND direction = 'forward' AND command_id = %(id)s"
+    " AND lease_until <= clock_timestamp()"
     " RETURNING tenant) SELECT pg_notify(%(channel)s, tenant) FROM ended"
 )
 
@@ -76,7 +78,7 @@ class Answers:
         self._target = target
         self._tenant = tenant
         self._waiting: set[int] = set()
-        self._run(f"LISTEN {COMMAND_CHANNEL}", {})
+        self._run(f"LISTEN {COMMAND_CHANNELS[Direction.FORWARD]}", {})
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when `was_called` may be true."""
@@ -151,7 +153,7 @@ class Answers:
         """Report how the stream ended."""
         self._run(
             "UPDATE tenantferry.streams SET state = %(state)s, error = %(error)s,"
-            " reported_at = clock_timestamp() WHERE tenant = %(tenant)s",
+            " reported_at = clock_timestamp() WHERE tenant = %(tenant)s AND direction = 'forward'",
             {"state": state, "error": error, "tenant": self._tenant},
         )
 

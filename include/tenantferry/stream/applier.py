@@ -41,7 +41,7 @@ _ORIGIN = (
 _POSITION = (
     "UPDATE tenantferry.streams SET position = %s, confirmed = greatest(confirmed, %s),"
     " changes = changes + %s, transactions = transactions + %s, reported_at = clock_timestamp()"
-    " WHERE tenant = %s AND position = %s"
+    " WHERE tenant = %s AND direction = 'forward' AND position = %s"
 )
 
 

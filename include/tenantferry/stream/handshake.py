@@ -16,14 +16,16 @@ import select
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 
 import psycopg2
 from psycopg2 import sql
 from psycopg2.extensions import connection
 
 from tenantferry.connections import ConnectionParams, open_connection
+from tenantferry.control.direction import Direction
 from tenantferry.control.streams import (
-    COMMAND_CHANNEL,
+    COMMAND_CHANNELS,
     STATE_CHANNEL,
     StreamCommand,
     StreamRecord,
@@ -36,33 +38,44 @@ from tenantferry.lsn import format_lsn
 # How often the row is looked at when no notification comes.
 RECHECK_SECONDS = 1.0
 
+_HINTS = {
+    Direction.FORWARD: 'Look at the task "stream_cdc" of this tenant.',
+    Direction.REVERSE: 'Look at the Dag "reverse_stream".',
+}
+
 
 class PositionPassedError(TransientError):
     """The stream is already beyond the position that it was to stand at exactly."""
 
 
 def wait_for_position(
-    target: ConnectionParams, tenant_key: str, lsn: int, *, timeout_seconds: float
+    target: ConnectionParams,
+    tenant_key: str,
+    lsn: int,
+    *,
+    timeout_seconds: float,
+    direction: Direction = Direction.FORWARD,
 ) -> int:
     """
-    Wait until everything that the source committed before *lsn* is applied.
+    Wait until everything that was committed before *lsn* is applied.
 
     :return: the stream's position, at least *lsn*.
     :raises TransientError: if that takes longer than *timeout_seconds*.
     """
+    stream = _Stream(tenant_key, direction)
     with _listening(target, tenant_key) as session:
 
         def is_there() -> StreamRecord | None:
-            record = require_stream(session, tenant_key)
+            record = stream.read(session)
             if record.position >= lsn:
                 return record
             # The stream forgets who waits when it is restarted, so say it at every look.
-            _announce(session, tenant_key, lsn)
+            stream.announce(session, lsn)
             return None
 
         record = _wait(session, is_there, timeout_seconds)
         if record is None:
-            raise _timeout(session, tenant_key, f"to reach {format_lsn(lsn)}", timeout_seconds)
+            raise _timeout(session, stream, f"to reach {format_lsn(lsn)}", timeout_seconds)
         return record.position
 
 
@@ -72,6 +85,7 @@ def hold(
     *,
     lease_seconds: float = 60.0,
     timeout_seconds: float = 30.0,
+    direction: Direction = Direction.FORWARD,
 ) -> int:
     """
     Make the stream apply nothing more until it is advanced, released, or the lease ends.
@@ -82,7 +96,7 @@ def hold(
     with _listening(target, tenant_key) as session:
         return _command_and_wait(
             session,
-            tenant_key,
+            _Stream(tenant_key, direction),
             StreamCommand.HOLD,
             timeout_seconds=timeout_seconds,
             lease_seconds=lease_seconds,
@@ -97,6 +111,7 @@ def advance(
     lease_seconds: float = 60.0,
     timeout_seconds: float = 30.0,
     exact: bool = True,
+    direction: Direction = Direction.FORWARD,
 ) -> int:
     """
     Make the stream apply every transaction with ``commit_lsn < lsn``, and hold there.
@@ -107,26 +122,29 @@ def advance(
     :raises PositionPassedError: if the stream was already beyond *lsn*; it is then released.
     :raises TransientError: if it does not get there in time; it is then released again.
     """
+    stream = _Stream(tenant_key, direction)
     with _listening(target, tenant_key) as session:
         record = _command_and_wait(
             session,
-            tenant_key,
+            stream,
             StreamCommand.ADVANCE,
             timeout_seconds=timeout_seconds,
             lsn=lsn,
             lease_seconds=lease_seconds,
         )
         if exact and record.position != lsn:
-            command(session, tenant_key, StreamCommand.RUN)
+            stream.command(session, StreamCommand.RUN)
             raise PositionPassedError(
-                f'stream of tenant "{tenant_key}" could not stand at {format_lsn(lsn)} exactly',
+                f"{stream} could not stand at {format_lsn(lsn)} exactly",
                 detail=f"It is at {format_lsn(record.position)} already.",
                 hint="Hold it first, and advance it before the lease ends.",
             )
         return record.position
 
 
-def release(target: ConnectionParams, tenant_key: str) -> None:
+def release(
+    target: ConnectionParams, tenant_key: str, *, direction: Direction = Direction.FORWARD
+) -> None:
     """
     Let the stream run again, whatever it was told before, also to stop.
 
@@ -134,14 +152,14 @@ def release(target: ConnectionParams, tenant_key: str) -> None:
     its position when it is started the next time.
     """
     with closing(_open(target, tenant_key)) as session:
-        command(session, tenant_key, StreamCommand.RUN)
+        _Stream(tenant_key, direction).command(session, StreamCommand.RUN)
 
 
 def stop_at(
     target: ConnectionParams, tenant_key: str, lsn: int, *, timeout_seconds: float = 30.0
 ) -> int:
     """
-    Make the stream apply every transaction with ``commit_lsn < lsn`` and end for good.
+    Make the forward stream apply everything with ``commit_lsn < lsn`` and end for good.
 
     The command stays when this times out: a stream that is started again obeys it then.
 
@@ -150,35 +168,78 @@ def stop_at(
     """
     with _listening(target, tenant_key) as session:
         return _command_and_wait(
-            session, tenant_key, StreamCommand.STOP, timeout_seconds=timeout_seconds, lsn=lsn
+            session,
+            _Stream(tenant_key, Direction.FORWARD),
+            StreamCommand.STOP,
+            timeout_seconds=timeout_seconds,
+            lsn=lsn,
         ).position
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """One of a tenant's streams."""
+
+    tenant: str
+    direction: Direction
+
+    def __str__(self) -> str:
+        return f'{self.direction} stream of tenant "{self.tenant}"'
+
+    def read(self, session: connection) -> StreamRecord:
+        return require_stream(session, self.tenant, direction=self.direction)
+
+    def command(
+        self,
+        session: connection,
+        verb: StreamCommand,
+        *,
+        lsn: int | None = None,
+        lease_seconds: float | None = None,
+    ) -> int:
+        return command(
+            session,
+            self.tenant,
+            verb,
+            lsn=lsn,
+            lease_seconds=lease_seconds,
+            direction=self.direction,
+        )
+
+    def announce(self, session: connection, lsn: int) -> None:
+        """Tell the stream that somebody waits for a position."""
+        with session.cursor() as cursor:
+            cursor.execute(
+                "SELECT pg_notify(%s, %s)",
+                (COMMAND_CHANNELS[self.direction], f"{self.tenant} {format_lsn(lsn)}"),
+            )
 
 
 def _command_and_wait(
     session: connection,
-    tenant_key: str,
+    stream: _Stream,
     verb: StreamCommand,
     *,
     timeout_seconds: float,
     lsn: int | None = None,
     lease_seconds: float | None = None,
 ) -> StreamRecord:
-    command_id = command(session, tenant_key, verb, lsn=lsn, lease_seconds=lease_seconds)
+    command_id = stream.command(session, verb, lsn=lsn, lease_seconds=lease_seconds)
 
     def is_acknowledged() -> StreamRecord | None:
-        record = require_stream(session, tenant_key)
+        record = stream.read(session)
         if record.command_id != command_id:
             raise TransientError(
-                f'command "{verb}" to the stream of tenant "{tenant_key}" was overruled',
+                f'command "{verb}" to the {stream} was overruled',
                 detail=f'It was told to "{record.command}" meanwhile, or its lease ended.',
             )
         return record if record.acknowledged_id == command_id else None
 
     record = _wait(session, is_acknowledged, timeout_seconds)
     if record is None:
-        failure = _timeout(session, tenant_key, f"to {verb}", timeout_seconds)
+        failure = _timeout(session, stream, f"to {verb}", timeout_seconds)
         if verb is not StreamCommand.STOP:
-            command(session, tenant_key, StreamCommand.RUN)
+            stream.command(session, StreamCommand.RUN)
         raise failure
     return record
 
@@ -216,22 +277,15 @@ def _open(target: ConnectionParams, tenant_key: str) -> connection:
     return open_connection(target, purpose=f"handshake {tenant_key}", autocommit=True)
 
 
-def _announce(session: connection, tenant_key: str, lsn: int) -> None:
-    with session.cursor() as cursor:
-        cursor.execute(
-            "SELECT pg_notify(%s, %s)", (COMMAND_CHANNEL, f"{tenant_key} {format_lsn(lsn)}")
-        )
-
-
 def _timeout(
-    session: connection, tenant_key: str, what: str, timeout_seconds: float
+    session: connection, stream: _Stream, what: str, timeout_seconds: float
 ) -> TransientError:
-    record = require_stream(session, tenant_key)
+    record = stream.read(session)
     told = "" if record.command is StreamCommand.RUN else f' It was told to "{record.command}".'
     return TransientError(
-        f'stream of tenant "{tenant_key}" took longer than {timeout_seconds:g} s {what}',
+        f"{stream} took longer than {timeout_seconds:g} s {what}",
         detail=f'Its state is "{record.state}", its position {format_lsn(record.position)};'
         f" it last reported at {record.reported_at or 'no time yet'}.{told}"
         + (f" Its error: {record.error}" if record.error else ""),
-        hint='Look at the task "stream_cdc" of this tenant.',
+        hint=_HINTS[stream.direction],
     )
