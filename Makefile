@@ -11,7 +11,7 @@ export TENANTS ROWS RATE TENANT_SQL SOURCE_PG TARGET_PG KEEP
 USE_PYTHON = python=$$(scripts/environment.sh $(PURPOSE)) && PATH="$$(dirname "$$python"):$$PATH" && \
 	export PYTHONPATH=include:plugins &&
 
-.PHONY: demo down test lint environment pgbouncer
+.PHONY: demo down test lint environment pgbouncer spin gcc
 
 demo: pgbouncer
 	@$(USE_PYTHON) exec "$$python" -m tenantferry.local.demo
@@ -19,7 +19,7 @@ demo: pgbouncer
 down:
 	@$(USE_PYTHON) exec "$$python" -m tenantferry.local.down
 
-test: pgbouncer
+test: pgbouncer spin gcc
 	@$(USE_PYTHON) exec "$$python" -m pytest $(PYTEST_ARGS)
 
 lint: PURPOSE = lint
@@ -30,5 +30,6 @@ lint:
 environment:
 	@scripts/environment.sh
 
-pgbouncer:
-	@scripts/pgbouncer.sh
+# spin checks the specifications in docs/spec; it needs a C compiler.
+pgbouncer spin gcc:
+	@scripts/program.sh $@
