@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -22,12 +22,24 @@ UPDATE tenantferry.chunks AS chunk
 """
 
 
+# The last that is known of a round whose process died; its snapshot went with the process.
+_CLOSE_DEAD = """
+UPDATE tenantferry.rounds AS round
+   SET finished_at = greatest(round.started_at, (
+       SELECT max(chunk.done_at) FROM tenantferry.chunks AS chunk
+        WHERE chunk.tenant = round.tenant AND chunk.round = round.round))
+ WHERE round.tenant = %s AND round.finished_at IS NULL
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
     """
     The chunks copied under one snapshot.
 
     :ivar consistent_point: LSN of the snapshot; it tells one attempt from another.
+    :ivar started_at: when the snapshot was taken ...
+    :ivar finished_at: ... and when it was let go; ``None`` until then.
     """
 
     number: int
@@ -41,7 +53,7 @@ class ChunkRecord:
     """
     One chunk, see `tenantferry.backfill.chunk.Chunk`.
 
-    :ivar round: the round that copies it.
+    :ivar round: the round that copies it, or has copied it; ``None`` between two rounds.
     :ivar rows: copied rows; ``None`` until it is done.
     :ivar bytes: of the COPY data.
     """
@@ -61,7 +73,7 @@ class ChunkRecord:
 
 def start_round(target: connection, tenant: str, *, number: int, consistent_point: int) -> None:
     """
-    Record that chunks are about to be copied under a snapshot.
+    Record that a snapshot was taken. The round has no chunks yet.
 
     :param target: open transaction; the caller commits.
     """
@@ -74,31 +86,38 @@ def start_round(target: connection, tenant: str, *, number: int, consistent_poin
 
 def finish_round(target: connection, tenant: str, *, number: int, consistent_point: int) -> bool:
     """
-    Record the end of a round, if all its chunks are done and no later attempt replaced it.
+    Record that the snapshot of a round was let go, unless a later attempt replaced the round.
 
     :param target: open transaction; the caller commits.
     """
     with target.cursor() as cursor:
         cursor.execute(
-            "UPDATE tenantferry.rounds AS round SET finished_at = clock_timestamp()"
-            " WHERE tenant = %s AND round = %s AND consistent_point = %s"
-            " AND NOT EXISTS (SELECT FROM tenantferry.chunks AS chunk"
-            " WHERE chunk.tenant = round.tenant AND chunk.done_at IS NULL)",
+            "UPDATE tenantferry.rounds SET finished_at = clock_timestamp()"
+            " WHERE tenant = %s AND round = %s AND consistent_point = %s AND finished_at IS NULL",
             (tenant, number, format_lsn(consistent_point)),
         )
         return bool(cursor.rowcount == 1)
 
 
-def read_last_round(target: connection, tenant: str) -> RoundRecord | None:
-    """Return the latest round of a tenant."""
+def close_dead_rounds(target: connection, tenant: str) -> None:
+    """
+    Give the rounds of processes that died an end: when their last chunk was done.
+
+    :param target: open transaction; the caller commits.
+    """
+    with target.cursor() as cursor:
+        cursor.execute(_CLOSE_DEAD, (tenant,))
+
+
+def read_rounds(target: connection, tenant: str) -> list[RoundRecord]:
+    """Return the rounds of a tenant in their order."""
     with target.cursor() as cursor:
         cursor.execute(
             "SELECT round, consistent_point::text, started_at, finished_at"
-            " FROM tenantferry.rounds WHERE tenant = %s ORDER BY round DESC LIMIT 1",
+            " FROM tenantferry.rounds WHERE tenant = %s ORDER BY round",
             (tenant,),
         )
-        row = cursor.fetchone()
-    return None if row is None else RoundRecord(row[0], parse_lsn(row[1]), row[2], row[3])
+        return [RoundRecord(row[0], parse_lsn(row[1]), row[2], row[3]) for row in cursor]
 
 
 def store_chunks(target: connection, tenant: str, chunks: Iterable[ChunkRecord]) -> None:
@@ -152,6 +171,62 @@ def read_chunks(target: connection, tenant: str) -> list[ChunkRecord]:
             )
             for schema, table, number, key_columns, lower, upper, *rest in cursor
         ]
+
+
+def has_pending_chunks(target: connection, tenant: str) -> bool:
+    """Tell whether a chunk of a tenant is still to be copied."""
+    with target.cursor() as cursor:
+        cursor.execute(
+            "SELECT EXISTS (SELECT FROM tenantferry.chunks WHERE tenant = %s AND done_at IS NULL)",
+            (tenant,),
+        )
+        return bool(cursor.fetchone() == (True,))
+
+
+def take_back_chunks(target: connection, tenant: str) -> None:
+    """
+    Take the pending chunks away from every round: from the commit on nobody can finish one.
+
+    Waits for a chunk that is being committed right now.
+
+    :param target: open transaction that the caller commits, or autocommit.
+    """
+    with target.cursor() as cursor:
+        cursor.execute(
+            "UPDATE tenantferry.chunks SET round = NULL"
+            " WHERE tenant = %s AND done_at IS NULL AND round IS NOT NULL",
+            (tenant,),
+        )
+
+
+def assign_chunks(target: connection, tenant: str, *, number: int) -> None:
+    """
+    Give the pending chunks to a round.
+
+    :param target: open transaction that has seen P at the round's consistent point, and in which
+        nobody else can move P; the caller commits.
+    """
+    with target.cursor() as cursor:
+        cursor.execute(
+            "UPDATE tenantferry.chunks SET round = %s WHERE tenant = %s AND done_at IS NULL",
+            (number, tenant),
+        )
+
+
+def reopen_chunks(
+    target: connection, tenant: str, *, schema: str, table: str, numbers: Collection[int]
+) -> None:
+    """
+    Make copied chunks pending again.
+
+    :param target: open transaction that deletes their rows; the caller commits both.
+    """
+    with target.cursor() as cursor:
+        cursor.execute(
+            "UPDATE tenantferry.chunks SET round = NULL, rows = NULL, bytes = NULL, done_at = NULL"
+            " WHERE tenant = %s AND table_schema = %s AND table_name = %s AND chunk = ANY (%s)",
+            (tenant, schema, table, list(numbers)),
+        )
 
 
 def mark_chunk_done(

@@ -1,9 +1,7 @@
--- The control schema: all runtime state of the fleet, in the target. Applied again at every
--- preparation; each statement may run twice. No parameters.
+-- The control schema: all runtime state of the fleet, in the target. Applied where it is missing
+-- or was made of another version of this file; each statement may run twice. No parameters.
 
 CREATE SCHEMA IF NOT EXISTS tenantferry;
-
-COMMENT ON SCHEMA tenantferry IS 'Runtime state of Tenantferry: written by its tasks, safe to read.';
 
 -- One row per tenant that was ever prepared: the registry.
 CREATE TABLE IF NOT EXISTS tenantferry.tenants (
@@ -31,13 +29,13 @@ CREATE TABLE IF NOT EXISTS tenantferry.phase_changes (
 );
 CREATE INDEX IF NOT EXISTS phase_changes_tenant_idx ON tenantferry.phase_changes (tenant, id);
 
--- A round: chunks copied under one snapshot.
+-- A round: chunks copied under one snapshot, which keeps the source from vacuuming what it sees.
 CREATE TABLE IF NOT EXISTS tenantferry.rounds (
     tenant            text NOT NULL REFERENCES tenantferry.tenants,
     round             integer NOT NULL,
     consistent_point  pg_lsn NOT NULL,
-    started_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
-    finished_at       timestamptz,
+    started_at        timestamptz NOT NULL DEFAULT clock_timestamp(),   -- the snapshot was taken
+    finished_at       timestamptz,                                      -- and let go
     PRIMARY KEY (tenant, round)
 );
 
@@ -52,7 +50,7 @@ CREATE TABLE IF NOT EXISTS tenantferry.chunks (
     lower           text[],
     upper           text[],
     estimated_rows  bigint NOT NULL,
-    round           integer,
+    round           integer,        -- null: pending, and no round may copy it now
     rows            bigint,
     bytes           bigint,
     done_at         timestamptz,    -- set in the transaction that writes the rows
@@ -96,7 +94,9 @@ CREATE TABLE IF NOT EXISTS tenantferry.validations (
     tables       integer NOT NULL,
     chunks       integer NOT NULL,
     rows         bigint NOT NULL,
-    mismatches   bigint NOT NULL        -- differing rows and failed probes; 0 is a match
+    mismatches   bigint NOT NULL,       -- differing rows and failed probes; 0 is a match
+    direction    text NOT NULL DEFAULT 'forward',   -- reverse: of a tenant in grace; position is the target's
+    partitions   jsonb                  -- state of each partitioned table of the source; it holds for as long as that
 );
 CREATE INDEX IF NOT EXISTS validations_tenant_idx ON tenantferry.validations (tenant, id);
 
@@ -153,6 +153,7 @@ CREATE TABLE IF NOT EXISTS tenantferry.graces (
     ends_at      timestamptz NOT NULL,  -- not before this it is retired
     lost_at      timestamptz,           -- from here on there is no way back
     lost_reason  text,
+    loss_seen_at timestamptz,           -- a person has taken note of the loss
     ended_at     timestamptz,
     end_reason   text                   -- rolled back, retired
 );
@@ -187,7 +188,10 @@ SELECT
         AS eta_seconds,             -- of the copy
     s.lag_seconds,
     coalesce(s.changes, 0) AS changes,
-    s.lag_measured_at
+    s.lag_measured_at,
+    coalesce(e.rounds, 0) AS rounds,
+    e.snapshot_seconds,             -- age of the snapshot that is held now
+    e.longest_snapshot_seconds
 FROM tenantferry.tenants AS t
 LEFT JOIN (
     SELECT tenant,
@@ -203,9 +207,12 @@ LEFT JOIN (
 ) AS c USING (tenant)
 LEFT JOIN (
     -- A round that is not over counts until now.
-    SELECT tenant,
-           extract(epoch FROM sum(coalesce(finished_at, clock_timestamp()) - started_at)) AS seconds
-    FROM tenantferry.rounds
+    SELECT tenant, count(*) AS rounds, sum(seconds) AS seconds,
+           max(seconds)::double precision AS longest_snapshot_seconds,
+           (max(seconds) FILTER (WHERE finished_at IS NULL))::double precision AS snapshot_seconds
+    FROM tenantferry.rounds CROSS JOIN LATERAL (
+        SELECT extract(epoch FROM coalesce(finished_at, clock_timestamp()) - started_at) AS seconds
+    ) AS age
     GROUP BY tenant
 ) AS e USING (tenant)
 CROSS JOIN LATERAL (
@@ -213,3 +220,63 @@ CROSS JOIN LATERAL (
     SELECT (nullif(c.rows, 0) / nullif(e.seconds, 0))::double precision AS rows_per_second
 ) AS r
 LEFT JOIN tenantferry.streams AS s ON s.tenant = t.tenant AND s.direction = 'forward';
+
+-- One run of nightly_wave. It serves one stage; a stage may take several waves.
+CREATE TABLE IF NOT EXISTS tenantferry.waves (
+    wave          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    run_id        text NOT NULL UNIQUE,
+    stage         integer NOT NULL,     -- 1 is the first of the declared stages
+    stage_size    integer NOT NULL,     -- tenants that have to be live for the stage to end
+    stage_wave    bigint,               -- that the stage began with; null: this one
+    planned_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    starts_until  timestamptz NOT NULL, -- from here on it starts no tenant
+    ended_at      timestamptz,
+    stop_reason   text                  -- set: it starts no tenant any more
+);
+
+-- The tenants that a wave moves, in their order.
+CREATE TABLE IF NOT EXISTS tenantferry.wave_members (
+    wave        bigint NOT NULL REFERENCES tenantferry.waves ON DELETE CASCADE,
+    tenant      text NOT NULL,          -- not registered before its move has begun
+    position    integer NOT NULL,
+    run_id      text NOT NULL,          -- of migrate_<tenant>, the same however often it is started
+    alone       boolean NOT NULL,       -- never in flight beside another
+    size_bytes  bigint,
+    started_at  timestamptz,            -- null: not started yet
+    standing    text,                   -- running, asking, live, failed, declined, skipped
+    since       timestamptz,            -- of the standing
+    detail      text,
+    PRIMARY KEY (wave, tenant)
+);
+CREATE INDEX IF NOT EXISTS wave_members_tenant_idx ON tenantferry.wave_members (tenant, wave);
+
+-- The last looks of watch_fleet: how fast something grows, and for how long it has not been well, is
+-- told from them. Pruned at each look.
+CREATE TABLE IF NOT EXISTS tenantferry.observations (
+    place     text NOT NULL,        -- of a slot: the server's system identifier; of a stream: its direction
+    subject   text NOT NULL,        -- a slot, or a tenant's stream
+    seen_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    is_well   boolean NOT NULL,     -- the slot is read; the stream's lag is known
+    bytes     bigint,               -- log that the slot keeps back
+    PRIMARY KEY (place, subject, seen_at)
+);
+
+-- What became of the source of a tenant that is retired: its dump, the proof that it can be restored,
+-- and how to open the source again.
+CREATE TABLE IF NOT EXISTS tenantferry.archives (
+    tenant       text PRIMARY KEY REFERENCES tenantferry.tenants,
+    attempt      bigint NOT NULL,       -- the cutover that brought it to the target; names the dump
+    began_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    url          text,
+    bytes        bigint,
+    sha256       text,                  -- hexadecimal digits
+    tables       integer,
+    rows         bigint,
+    contents     jsonb,                 -- rows of each table, encoding and locale
+    server_major integer,               -- version of the source
+    dumped_at    timestamptz,
+    verified_at  timestamptz,           -- it was restored, and held as many rows of each table
+    unlock       text,                  -- what a superuser runs, in another database, to let people in
+    locking_at   timestamptz,           -- from here on nobody may get into the source
+    locked_at    timestamptz
+);

@@ -1,5 +1,5 @@
 """
-The attempts of cutovers: one row each, from PAUSE to RESUME.
+The attempts of cutovers and rollbacks: one row each, from PAUSE to RESUME.
 
 The row decides who wins. An attempt is flipped only while nobody undoes it, and undone only while
 it is not flipped; both take the row first.
@@ -16,6 +16,7 @@ from psycopg2 import sql
 from psycopg2.extensions import connection
 from psycopg2.extras import Json
 
+from tenantferry.control.direction import Direction
 from tenantferry.errors import TransientError
 from tenantferry.lsn import format_lsn, parse_lsn
 
@@ -37,15 +38,18 @@ class WritePause:
     One attempt.
 
     :ivar id: also the number in the comments of the alias files.
+    :ivar direction: forward is a cutover, reverse a rollback.
     :ivar dropped_at: when slot, publication and origin were gone.
-    :ivar source_pid: of the cutover's session on the source.
-    :ivar fence: what the fence takes away, to give it back; empty where there is none.
+    :ivar source_pid: of the attempt's session on the source.
+    :ivar fence: what the source's fence takes away, to give it back; empty where there is none.
+        A rollback gives back what the cutover took.
     :ivar reached: the steps that are done, and when.
     :ivar is_given_up: whether it cannot be flipped any more.
     """
 
     id: int
     tenant: str
+    direction: Direction
     began_at: datetime
     final_lsn: int | None
     undone_at: datetime | None
@@ -63,8 +67,8 @@ class AttemptLostError(TransientError):
 
 
 _COLUMNS = (
-    "id, tenant, began_at, final_lsn::text, undone_at, probed_at, dropped_at, source_pid, fence,"
-    " sequences,"
+    "id, tenant, direction, began_at, final_lsn::text, undone_at, probed_at, dropped_at,"
+    " source_pid, fence, sequences,"
     " paused_at, fenced_at, drained_at, sequences_at, flipped_at, resumed_at,"
     " undoing_at IS NOT NULL"
 )
@@ -78,6 +82,7 @@ def begin_pause(
     seconds: float,
     fence: dict[str, Any],
     source_pid: int,
+    direction: Direction = Direction.FORWARD,
 ) -> int:
     """
     Open an attempt.
@@ -89,9 +94,11 @@ def begin_pause(
     """
     with target.cursor() as cursor:
         cursor.execute(
-            "INSERT INTO tenantferry.write_pauses (tenant, run_id, fence, source_pid, deadline)"
-            " VALUES (%s, %s, %s, %s, clock_timestamp() + make_interval(secs => %s)) RETURNING id",
-            (tenant, run_id, Json(fence), source_pid, seconds),
+            "INSERT INTO tenantferry.write_pauses"
+            " (tenant, direction, run_id, fence, source_pid, deadline)"
+            " VALUES (%s, %s, %s, %s, %s, clock_timestamp() + make_interval(secs => %s))"
+            " RETURNING id",
+            (tenant, direction, run_id, Json(fence), source_pid, seconds),
         )
         row = cursor.fetchone()
     attempt: int = row[0] if row else 0
@@ -99,7 +106,7 @@ def begin_pause(
 
 
 def read_open_pause(target: connection, tenant: str) -> WritePause | None:
-    """Return the attempt of a tenant that was neither undone nor brought to its end."""
+    """Return the attempt, of either direction, that was neither undone nor brought to its end."""
     return _read(
         target,
         sql.SQL("WHERE tenant = {} AND undone_at IS NULL AND resumed_at IS NULL"),
@@ -107,19 +114,31 @@ def read_open_pause(target: connection, tenant: str) -> WritePause | None:
     )
 
 
-def read_flipped_pause(target: connection, tenant: str) -> WritePause | None:
-    """Return the latest attempt of a tenant that moved it to the target."""
+def read_flipped_pause(
+    target: connection, tenant: str, *, direction: Direction = Direction.FORWARD
+) -> WritePause | None:
+    """Return the latest attempt of that direction that moved the tenant's clients."""
     return _read(
         target,
-        sql.SQL("WHERE tenant = {} AND flipped_at IS NOT NULL ORDER BY id DESC LIMIT 1"),
+        sql.SQL(
+            "WHERE tenant = {} AND direction = {} AND flipped_at IS NOT NULL"
+            " ORDER BY id DESC LIMIT 1"
+        ),
         tenant,
+        direction,
     )
 
 
 def read_stored_fence(target: connection, tenant: str) -> dict[str, Any] | None:
-    """Return what the latest attempt of a tenant took away, or was about to."""
+    """
+    Return what the latest attempt of a tenant took away from its source, or was about to.
+
+    ``None`` where that was given back for good, as by a rollback.
+    """
     found = _read(target, sql.SQL("WHERE tenant = {} ORDER BY id DESC LIMIT 1"), tenant)
-    return found.fence or None if found is not None else None
+    if found is None or found.direction is Direction.REVERSE:
+        return None
+    return found.fence or None
 
 
 def keep_latest(target: connection, tenant: str, attempt: int) -> bool:
@@ -146,7 +165,7 @@ def lock_pause(target: connection, attempt: int) -> WritePause:
     """
     found = _read(target, sql.SQL("WHERE id = {} FOR UPDATE"), attempt)
     if found is None:
-        raise TransientError(f"cutover attempt {attempt} is not recorded")
+        raise TransientError(f"attempt {attempt} is not recorded")
     return found
 
 
@@ -240,30 +259,31 @@ def record_undone(target: connection, attempt: int) -> None:
 
 def _lost(attempt: int) -> AttemptLostError:
     return AttemptLostError(
-        f"cutover attempt {attempt} is being undone by another process",
+        f"attempt {attempt} is being undone by another process",
         hint="Its time was over, or its process was taken for dead. Try again.",
     )
 
 
-def _read(target: connection, condition: sql.SQL, value: str | int) -> WritePause | None:
+def _read(target: connection, condition: sql.SQL, *values: str | int) -> WritePause | None:
     query = sql.SQL("SELECT {} FROM tenantferry.write_pauses ").format(sql.SQL(_COLUMNS))
     with target.cursor() as cursor:
-        cursor.execute(query + condition.format(sql.Literal(value)))
+        cursor.execute(query + condition.format(*map(sql.Literal, values)))
         row = cursor.fetchone()
     if row is None:
         return None
-    lsn, times = row[3], row[10:-1]
+    lsn, times = row[4], row[11:-1]
     return WritePause(
         id=row[0],
         tenant=row[1],
-        began_at=row[2],
+        direction=Direction(row[2]),
+        began_at=row[3],
         final_lsn=None if lsn is None else parse_lsn(lsn),
-        undone_at=row[4],
-        probed_at=row[5],
-        dropped_at=row[6],
-        source_pid=row[7],
-        fence=row[8] or {},
-        sequences=row[9] or {},
+        undone_at=row[5],
+        probed_at=row[6],
+        dropped_at=row[7],
+        source_pid=row[8],
+        fence=row[9] or {},
+        sequences=row[10] or {},
         reached={
             step: time for step, time in zip(PauseStep, times, strict=True) if time is not None
         },

@@ -49,6 +49,10 @@ NEXT: dict[Phase, frozenset[Phase]] = {
 }
 
 
+# Clients reach the target, and its rows are the truth: no step of a move may touch them.
+AT_TARGET = frozenset({Phase.LIVE, Phase.ROLLING_BACK, Phase.RETIRING, Phase.RETIRED})
+
+
 class IllegalPhaseError(PermanentError):
     """A step was asked of a tenant that is not in the phase for it."""
 
@@ -64,4 +68,19 @@ def check_move(tenant: str, current: Phase, wanted: Phase) -> None:
         raise IllegalPhaseError(
             f'tenant "{tenant}" cannot go from phase "{current}" to "{wanted}"',
             detail=f"From there it can go to: {allowed}.",
+        )
+
+
+def check_not_aborting(tenant: str, phase: Phase) -> None:
+    """
+    Check that nobody takes the tenant out just now, or has begun to.
+
+    :raises IllegalPhaseError: if so; what a step added would be left behind.
+    """
+    if phase is Phase.ABORTING:
+        raise IllegalPhaseError(
+            f'tenant "{tenant}" is being aborted',
+            detail="What an abort has begun has not come to its end.",
+            hint='Clear the task "abort" of the Dag "abort_tenant" until it succeeds; then the'
+            " tenant can be moved anew.",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from importlib import resources
 from uuid import UUID
@@ -16,6 +17,14 @@ from tenantferry.lsn import format_lsn
 
 # Any two sessions that apply the DDL would otherwise race on CREATE ... IF NOT EXISTS.
 _DDL_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('tenantferry control schema', 0))"
+_READ_COMMENT = (
+    "SELECT obj_description(to_regnamespace('tenantferry')::pg_catalog.oid, 'pg_namespace')"
+)
+_COMMENT = "Runtime state of Tenantferry: written by its tasks, safe to read. Made of control.sql "
+
+
+class SupersededError(PermanentError):
+    """Another run has taken the tenant over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +33,7 @@ class Registration:
     The registry row of one tenant.
 
     :ivar source_identity: system identifier of the source's cluster and the database's name.
-    :ivar run_id: the Airflow run that owns, or owned, the move.
+    :ivar run_id: the Airflow run that owns, or owned, the move; ``None`` where a script does.
     """
 
     tenant: str
@@ -33,17 +42,34 @@ class Registration:
     run_id: str | None
     source_identity: str
 
+    def is_of(self, run_id: str | None) -> bool:
+        """Tell whether a run has the tenant. A script, ``None``, may do anything."""
+        return run_id is None or self.run_id in (None, run_id)
+
 
 def ensure_control_schema(target: connection) -> None:
     """
-    Create what is missing of the control schema.
+    Create what is missing of the control schema; one that was made of this very file is complete.
 
     :param target: open transaction; the caller commits.
     """
     ddl = resources.files("tenantferry.control").joinpath("control.sql").read_text("utf-8")
+    comment = _COMMENT + hashlib.sha256(ddl.encode()).hexdigest()[:16]
     with target.cursor() as cursor:
+        # CREATE INDEX IF NOT EXISTS locks its table also where there is nothing to do. The cutovers
+        # of other tenants write to these tables, within their write pauses.
+        if _has_comment(cursor, comment):
+            return
         cursor.execute(_DDL_LOCK)
-        cursor.execute(ddl)
+        # Somebody else may have made it while this one waited.
+        if not _has_comment(cursor, comment):
+            cursor.execute(ddl)
+            cursor.execute("COMMENT ON SCHEMA tenantferry IS %s", (comment,))
+
+
+def _has_comment(cursor: cursor_type, comment: str) -> bool:
+    cursor.execute(_READ_COMMENT)
+    return cursor.fetchone() == (comment,)
 
 
 def read_registration(target: connection, tenant: str) -> Registration | None:
@@ -80,6 +106,29 @@ def require_registration(target: connection, tenant: str) -> Registration:
             hint='Clear the task "prepare" and those after it.',
         )
     return registration
+
+
+def check_owner(registration: Registration, run_id: str | None) -> None:
+    """
+    Check that a run still has the tenant, so that no step of an old one interferes.
+
+    :raises SupersededError: if another run took it over: a later move, or a rollback.
+    """
+    if not registration.is_of(run_id):
+        raise SupersededError(
+            f'run "{registration.run_id}" has tenant "{registration.tenant}"',
+            detail=f'It took the tenant over from run "{run_id}". Nothing was changed.',
+            hint="Clear the task of that run instead. To move the tenant anew, clear"
+            f' "preflight" and those after it in a run of migrate_{registration.tenant}.',
+        )
+
+
+def take_over(target: connection, tenant: str, *, run_id: str | None) -> None:
+    """Make a run the one that has the tenant. The caller commits."""
+    with target.cursor() as cursor:
+        cursor.execute(
+            "UPDATE tenantferry.tenants SET run_id = %s WHERE tenant = %s", (run_id, tenant)
+        )
 
 
 def ensure_registered(

@@ -271,11 +271,14 @@ def record_failure(params: ConnectionParams, tenant: str, error: str) -> None:
         logger.warning("could not record the failure of the stream tenant=%s", tenant)
 
 
-def lock_stream(cursor: cursor_type, tenant: str, *, for_session: bool = True) -> None:
+def lock_stream(
+    cursor: cursor_type, tenant: str, *, for_session: bool = True, what: str | None = None
+) -> None:
     """
     Become the only session that streams this tenant; end one that still does.
 
     :param for_session: keep the lock until the session ends, else until the transaction does.
+    :param what: what it is the only one of, where that is not the stream of one tenant.
     :raises TransientError: if the other session does not end in time.
     """
     lock = _LOCK_SESSION if for_session else _LOCK_TRANSACTION
@@ -286,10 +289,11 @@ def lock_stream(cursor: cursor_type, tenant: str, *, for_session: bool = True) -
         # The newest start wins: what still holds the lock was left behind by a host that is
         # gone, or is about to be.
         cursor.execute(_END_HOLDER, (END_SESSION_TIMEOUT_SECONDS * 1000, tenant))
+    name = what or f'stream of tenant "{tenant}"'
     raise TransientError(
-        f'could not become the only stream of tenant "{tenant}"',
-        detail="Another session streams it and does not end.",
-        hint="Two hosts may run the stream of this tenant; end one of them.",
+        f"could not become the only {name}",
+        detail="Another session is it and does not end.",
+        hint="Two hosts may run it; end one of them.",
     )
 
 

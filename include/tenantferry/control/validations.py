@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
 from psycopg2.extensions import connection
-from psycopg2.extras import execute_values
+from psycopg2.extras import Json, execute_values
 
+from tenantferry.control.direction import Direction
 from tenantferry.lsn import format_lsn, parse_lsn
 
 
@@ -55,7 +56,7 @@ class ValidationResult:
     """
     One comparison of both sides.
 
-    :ivar position: LSN of the source at which both sides were compared.
+    :ivar position: LSN of the sending side at which both sides were compared.
     :ivar rows: of the source.
     :ivar mismatches: differing rows, orphans and failed probes; 0 is a match.
     :ivar differences: the first of them.
@@ -83,19 +84,31 @@ def record_validation(
     rows: int,
     mismatches: int,
     differences: Sequence[Difference],
+    direction: Direction = Direction.FORWARD,
 ) -> ValidationResult:
     """
     Write down a comparison that came to an end, whatever it found.
 
     :param target: open transaction; the caller commits.
+    :param direction: of the stream that ran; *position* is an LSN of the side that it comes from.
     """
     with target.cursor() as cursor:
         cursor.execute(
             "INSERT INTO tenantferry.validations"
-            " (tenant, run_id, position, started_at, tables, chunks, rows, mismatches)"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
+            " (tenant, direction, run_id, position, started_at, tables, chunks, rows, mismatches)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)"
             " RETURNING id, extract(epoch FROM finished_at - started_at)::float8",
-            (tenant, run_id, format_lsn(position), started_at, tables, chunks, rows, mismatches),
+            (
+                tenant,
+                direction,
+                run_id,
+                format_lsn(position),
+                started_at,
+                tables,
+                chunks,
+                rows,
+                mismatches,
+            ),
         )
         validation_id, seconds = cursor.fetchone() or (0, 0.0)
         execute_values(
@@ -113,9 +126,11 @@ def record_validation(
     )
 
 
-def read_latest_validation(target: connection, tenant: str) -> ValidationResult | None:
+def read_latest_validation(
+    target: connection, tenant: str, *, direction: Direction = Direction.FORWARD
+) -> ValidationResult | None:
     """
-    Return the last comparison of a tenant that came to an end.
+    Return the last comparison of a tenant that came to an end, of that direction.
 
     :param target: open transaction or autocommit; only read.
     """
@@ -123,8 +138,9 @@ def read_latest_validation(target: connection, tenant: str) -> ValidationResult 
         cursor.execute(
             "SELECT id, position::text, tables, chunks, rows, mismatches,"
             " extract(epoch FROM finished_at - started_at)::float8"
-            " FROM tenantferry.validations WHERE tenant = %s ORDER BY id DESC LIMIT 1",
-            (tenant,),
+            " FROM tenantferry.validations WHERE tenant = %s AND direction = %s"
+            " ORDER BY id DESC LIMIT 1",
+            (tenant, direction),
         )
         row = cursor.fetchone()
         if row is None:
@@ -149,3 +165,35 @@ def read_latest_validation(target: connection, tenant: str) -> ValidationResult 
         seconds,
         differences,
     )
+
+
+def record_partitions(
+    target: connection, validation_id: int, partitions: Mapping[str, str]
+) -> None:
+    """
+    Write down for which partitions of the source a comparison holds.
+
+    :param target: open transaction; the caller commits.
+    :param partitions: see `read_partition_state`; read before the comparison began.
+    """
+    with target.cursor() as cursor:
+        cursor.execute(
+            "UPDATE tenantferry.validations SET partitions = %s WHERE id = %s",
+            (Json(dict(partitions)), validation_id),
+        )
+
+
+def read_validated_partitions(target: connection, tenant: str) -> dict[str, str] | None:
+    """
+    Return for which partitions the last comparison of a tenant on its way holds; ``None``: none.
+
+    :param target: open transaction or autocommit; only read.
+    """
+    with target.cursor() as cursor:
+        cursor.execute(
+            "SELECT partitions FROM tenantferry.validations"
+            " WHERE tenant = %s AND direction = 'forward' ORDER BY id DESC LIMIT 1",
+            (tenant,),
+        )
+        row = cursor.fetchone()
+    return None if row is None else row[0]

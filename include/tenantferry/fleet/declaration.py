@@ -17,7 +17,8 @@ from tenantferry.fleet.base import (
     QualifiedName,
     TenantKey,
 )
-from tenantferry.fleet.operation import Archive, Grace, Watch, Waves
+from tenantferry.fleet.operation import Archive, Criticality, Grace, Watch, Waves
+from tenantferry.fleet.window import Window
 
 
 class TableKind(StrEnum):
@@ -79,6 +80,11 @@ class Source(Declared):
     database: Name | None = None
 
 
+def name_dag(tenant: str) -> str:
+    """Return the Dag that moves a tenant, also of one that is not declared any more."""
+    return f"migrate_{tenant}"
+
+
 class Settings(Declared):
     """
     How a tenant is moved. ``defaults`` of the fleet file sets it for all, a tenant for itself.
@@ -92,10 +98,14 @@ class Settings(Declared):
     :ivar lag_samples: ... this many times in a row.
     :ivar chunk_rows: rows that a chunk should have.
     :ivar backfill_workers: chunks of this tenant copied at the same time.
+    :ivar round_budget_seconds: under a snapshot older than that no worker begins a chunk but its
+        first; while it is held, the source cannot vacuum what it sees.
     :ivar slot_timeout_seconds: how long creating a slot may wait for open transactions.
     :ivar validation_max_age_seconds: an older validation is repeated before the cutover.
     :ivar stream_pool: Airflow pool of the long-running stream tasks.
     :ivar grace_hours: after its cutover the tenant can go back for so long, and is not retired.
+    :ivar criticality: waves move the less critical first.
+    :ivar window: when a wave may start the move; ``None``: at any time.
     """
 
     router: str = "main"
@@ -109,10 +119,13 @@ class Settings(Declared):
     lag_samples: PositiveInt = 3
     chunk_rows: PositiveInt = 50_000
     backfill_workers: PositiveInt = 2
+    round_budget_seconds: PositiveFloat = 1800.0
     slot_timeout_seconds: PositiveFloat = 300.0
     validation_max_age_seconds: PositiveFloat = 3600.0
     stream_pool: Name = "tenantferry_streams"
     grace_hours: PositiveFloat = 168.0
+    criticality: Criticality = Criticality.NORMAL
+    window: Window | None = None
 
 
 class Tenant(Settings):
@@ -142,7 +155,7 @@ class Tenant(Settings):
     @property
     def dag_id(self) -> str:
         """Dag that moves this tenant."""
-        return f"migrate_{self.key}"
+        return name_dag(self.key)
 
     @property
     def role(self) -> str:
@@ -158,6 +171,11 @@ class Tenant(Settings):
     def slot(self) -> str:
         """Durable replication slot on the source."""
         return f"tenantferry_{self.key}"
+
+    @property
+    def round_slot(self) -> str:
+        """Temporary replication slot of a later round; no key makes it another tenant's `slot`."""
+        return f"tfround_{self.key}"
 
     @property
     def validation_slot(self) -> str:

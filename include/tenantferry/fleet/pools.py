@@ -11,10 +11,14 @@ import json
 import sys
 from pathlib import Path
 
-from tenantferry.fleet.declaration import Fleet, Source
+from tenantferry.fleet.declaration import Fleet, Settings, Source
 from tenantferry.fleet.loading import load_fleet
 
 CUTOVER_POOL = "tenantferry_cutover"
+# Of tenants that name none, and of every tenant after its rollback.
+STREAM_POOL: str = Settings.model_fields["stream_pool"].default
+# Of the one task that runs the reverse streams of all tenants.
+REVERSE_POOL = "tenantferry_reverse"
 
 # A stream holds a worker slot for hours: keep the sum well below the executor's parallelism.
 STREAM_SLOTS = 16
@@ -30,9 +34,14 @@ def backfill_pool(source: Source) -> str:
 
 def plan_pools(fleet: Fleet) -> dict[str, dict[str, object]]:
     """Return the pools of a fleet in the form of Airflow's pools file."""
-    pools = {CUTOVER_POOL: _pool(CUTOVER_SLOTS, "Cutovers at the same time.")}
+    streams = _pool(STREAM_SLOTS, "Streams: tenants in flight.")
+    pools = {
+        CUTOVER_POOL: _pool(CUTOVER_SLOTS, "Cutovers at the same time."),
+        STREAM_POOL: streams,
+        REVERSE_POOL: _pool(1, "The reverse streams of all live tenants: one task."),
+    }
     for tenant in fleet.tenants.values():
-        pools[tenant.stream_pool] = _pool(STREAM_SLOTS, "Streams: tenants in flight.")
+        pools[tenant.stream_pool] = streams
         pools[backfill_pool(tenant.source)] = _pool(
             BACKFILL_SLOTS_PER_SOURCE_SERVER,
             f"Backfills at the same time from source server {tenant.source.conn_id}.",
