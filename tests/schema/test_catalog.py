@@ -181,25 +181,59 @@ def test_read_catalog_lists_what_is_not_carried(
 ) -> None:
     with source_owner.cursor() as cursor:
         cursor.execute(
-            "CREATE TABLE whole (a int) PARTITION BY LIST (a);"
-            "CREATE TABLE one PARTITION OF whole FOR VALUES IN (1);"
-            "CREATE TABLE parent (a int); CREATE TABLE child () INHERITS (parent);"
+            "CREATE VIEW quick AS SELECT 1 AS a;"
             "CREATE UNLOGGED TABLE fast (a int);"
             "CREATE MATERIALIZED VIEW kept AS SELECT 1 AS a;"
-            "CREATE RULE quiet AS ON DELETE TO parent DO INSTEAD NOTHING;"
+            "CREATE RULE quiet AS ON DELETE TO quick DO INSTEAD NOTHING;"
             "CREATE TYPE span AS RANGE (subtype = float8);"
         )
 
     catalog = read_catalog(source)
 
     assert {(u.kind.value, u.name) for u in catalog.uncarried} == {
-        ("partitioned table", "whole"),
-        ("partitioned table", "one"),
-        ("inheriting table", "parent"),
-        ("inheriting table", "child"),
         ("unlogged table", "fast"),
         ("materialized view", "kept"),
         ("rule", "quiet"),
         ("range type", "span"),
     }
     assert catalog.tables == ()
+
+
+def test_read_catalog_takes_a_partitioned_table_for_one(
+    source_owner: connection, source: connection
+) -> None:
+    with source_owner.cursor() as cursor:
+        cursor.execute(
+            "CREATE TABLE whole (a int, b int, PRIMARY KEY (a, b)) PARTITION BY LIST (a);"
+            "CREATE TABLE one PARTITION OF whole FOR VALUES IN (1);"
+            "CREATE TABLE more PARTITION OF whole DEFAULT PARTITION BY RANGE (b);"
+            "CREATE TABLE rest PARTITION OF more DEFAULT;"
+            "ALTER TABLE one REPLICA IDENTITY FULL; ALTER TABLE one ADD CHECK (b > 0);"
+            "INSERT INTO whole SELECT n % 3, n FROM generate_series(1, 3000) AS n; ANALYZE"
+        )
+
+    catalog = read_catalog(source)
+
+    (whole,) = catalog.tables
+    assert (whole.label, whole.is_partitioned, whole.only) == ("public.whole", True, False)
+    assert (whole.key, whole.estimated_rows) == (("a", "b"), 3000)
+    assert whole.bytes > 100_000
+    assert [(p.name, p.kind, p.replica_identity, p.key, p.own) for p in catalog.partitions] == [
+        ("more", "p", "d", ("a", "b"), ()),
+        ("one", "r", "f", (), ('check "one_b_check"',)),
+        ("rest", "r", "d", ("a", "b"), ()),
+    ]
+
+
+def test_read_catalog_tells_what_inherits(source_owner: connection, source: connection) -> None:
+    with source_owner.cursor() as cursor:
+        cursor.execute(
+            "CREATE TABLE parent (a int PRIMARY KEY); CREATE TABLE other (b int);"
+            "CREATE TABLE child (PRIMARY KEY (a)) INHERITS (other, parent);"
+            "CREATE TABLE single (a int)"
+        )
+
+    tables = {table.name: table for table in read_catalog(source).tables}
+
+    assert tables["child"].parents == (("public", "other"), ("public", "parent"))
+    assert {name for name, table in tables.items() if table.only} == {"parent", "other", "child"}

@@ -93,8 +93,41 @@ def test_run_preflight_changes_nothing(
             "public.t",
         ),
         ("CREATE UNLOGGED TABLE t (id int PRIMARY KEY)", "unlogged table", "public.t"),
-        ("CREATE TABLE t (id int) PARTITION BY LIST (id)", "partitioned table", "public.t"),
-        ("CREATE TABLE t () INHERITS (items)", "inheriting table", "public.items"),
+        ("CREATE TABLE t (id int) PARTITION BY LIST (id)", "replica identity", "public.t"),
+        (
+            "CREATE TABLE t (id int PRIMARY KEY) PARTITION BY LIST (id);"
+            " CREATE UNLOGGED TABLE t1 PARTITION OF t FOR VALUES IN (1)",
+            "partition",
+            "public.t",
+        ),
+        (
+            "CREATE TABLE t (id int PRIMARY KEY, d int) PARTITION BY LIST (id);"
+            " ALTER TABLE t REPLICA IDENTITY FULL;"
+            " CREATE TABLE t1 PARTITION OF t FOR VALUES IN (1)",
+            "replica identity",
+            "public.t",
+        ),
+        (
+            "CREATE TABLE t (id int PRIMARY KEY) PARTITION BY LIST (id);"
+            " CREATE TABLE t1 PARTITION OF t FOR VALUES IN (1);"
+            " ALTER TABLE t1 REPLICA IDENTITY NOTHING",
+            "replica identity",
+            "public.t",
+        ),
+        (
+            "CREATE TABLE t (a int, b int GENERATED ALWAYS AS (a) STORED, PRIMARY KEY (a, b))",
+            "replica identity",
+            "public.t",
+        ),
+        ("ALTER TABLE items ADD CHECK (id > 0) NOT VALID", "check", "public.items"),
+        ("CREATE TABLE t () INHERITS (items)", "replica identity", "public.t"),
+        (
+            "CREATE TABLE t (PRIMARY KEY (id)) INHERITS (items);"
+            " ALTER TABLE items ALTER COLUMN name SET NOT NULL;"
+            " ALTER TABLE t ALTER COLUMN name DROP NOT NULL",
+            "inheritance",
+            "public.t",
+        ),
         ("SELECT lo_create(0)", "large objects", "source"),
         ("CREATE SCHEMA app", "schema", "app"),
         ("CREATE SCHEMA t_acme", "schema", "t_acme"),
@@ -115,7 +148,10 @@ def test_run_preflight_changes_nothing(
         ),
     ],
     ids=[
-        "no key", "identity nothing", "deferrable key", "unlogged", "partitioned", "inheritance",
+        "no key", "identity nothing", "deferrable key", "unlogged", "partitioned without key",
+        "unlogged partition", "partition not full", "partition nothing", "generated key",
+        "not valid",
+        "child without key", "child that may be null",
         "large objects", "reserved schema", "tenant schema", "tenant column", "sequences",
         "forced row security", "prepared transaction", "always trigger",
     ],
@@ -147,10 +183,16 @@ def test_run_preflight_finds_an_error_in_the_source(
          "row security policy"),
         ("CREATE INDEX i ON items (lower(name))", "index condition"),
         ("CREATE UNIQUE INDEX i ON items (name)", "on conflict"),
+        (
+            "CREATE TABLE t (id int PRIMARY KEY) PARTITION BY LIST (id);"
+            " CREATE TABLE t1 PARTITION OF t (CHECK (id > 0)) FOR VALUES IN (1)",
+            "partition",
+        ),
         ("CREATE SEQUENCE s; ALTER TABLE items ALTER id SET DEFAULT nextval('s'::text)",
          "default"),
     ],
-    ids=["materialized view", "rule", "full", "policy", "gotcha 28", "gotcha 29", "text default"],
+    ids=["materialized view", "rule", "full", "policy", "gotcha 28", "gotcha 29", "partition",
+         "text default"],
 )  # fmt: skip
 def test_run_preflight_warns_of_what_does_not_block(
     source_owner: connection, simple: Tenant, find: Find, statement: str, check: str
@@ -194,6 +236,35 @@ def test_run_preflight_accepts_a_skipped_table(
     tables = {"public.t": TableKind.SKIP, "public.u": TableKind.SKIP}
 
     assert _by(find(simple.model_copy(update={"tables": tables})), Verdict.ERROR) == set()
+
+
+@pytest.mark.parametrize(
+    ("declared", "expected"),
+    [
+        ({"public.t": TableKind.SKIP}, {("inheritance", "public.child")}),
+        ({"public.child": TableKind.SKIP}, {("inheritance", "public.child")}),
+        ({"public.t": TableKind.SKIP, "public.child": TableKind.SKIP}, set()),
+        ({"public.whole": TableKind.SKIP}, set()),
+        ({"public.one": TableKind.SKIP}, {("partition", "public.one")}),
+    ],
+    ids=["parent", "child", "both", "partitioned", "partition"],
+)
+def test_run_preflight_wants_tables_that_belong_together_declared_alike(
+    *,
+    source_owner: connection,
+    simple: Tenant,
+    find: Find,
+    declared: dict[str, TableKind],
+    expected: set[tuple[str, str]],
+) -> None:
+    _run(
+        source_owner,
+        "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE child (PRIMARY KEY (id)) INHERITS (t);"
+        " CREATE TABLE whole (id int PRIMARY KEY) PARTITION BY LIST (id);"
+        " CREATE TABLE one PARTITION OF whole FOR VALUES IN (1)",
+    )
+
+    assert _by(find(simple.model_copy(update={"tables": declared})), Verdict.ERROR) == expected
 
 
 def test_run_preflight_finds_app_roles_that_no_fence_holds(simple: Tenant, find: Find) -> None:

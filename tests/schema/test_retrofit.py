@@ -284,9 +284,13 @@ def test_plan_retrofit_finds_holes_in_the_isolation(
             "public.t",
         ),
         ("ALTER TABLE countries ADD COLUMN o int REFERENCES orders", "public.countries"),
-        ("CREATE TABLE t (id int PRIMARY KEY) PARTITION BY LIST (id)", "public.t"),
+        (
+            "CREATE TABLE t (id int PRIMARY KEY) PARTITION BY LIST (id);"
+            " CREATE UNLOGGED TABLE t1 PARTITION OF t FOR VALUES IN (1)",
+            "public.t",
+        ),
         ("CREATE UNLOGGED TABLE t (id int PRIMARY KEY)", "public.t"),
-        ("CREATE TABLE t () INHERITS (orders)", "public.orders"),
+        ("CREATE TABLE t () INHERITS (flags)", "public.t"),
         ("CREATE TYPE span AS RANGE (subtype = float8)", "public.span"),
         (
             "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS"
@@ -386,3 +390,51 @@ def test_apply_retrofit_gives_up_before_clients_queue_behind_it(
             apply_retrofit(target, planned)
 
         target.autocommit = True
+
+
+def test_apply_retrofit_makes_one_table_of_a_partitioned_one(
+    sample: connection, shared_tables: None, target: connection, prepare: Prepare, acme: Tenant
+) -> None:
+    _run(
+        sample,
+        "CREATE TABLE visits (id int, day date, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);"
+        " CREATE TABLE visits_1 PARTITION OF visits DEFAULT; CREATE INDEX ON visits (day)",
+    )
+
+    prepare(acme)
+
+    catalog = read_catalog(target)
+    table = catalog.find_table("public", "visits")
+    assert table is not None
+    assert (table.is_partitioned, catalog.partitions) == (False, ())
+    assert [key.columns for key in table.keys] == [("tenant_id", "id", "day")]
+    assert [index.elements for index in table.indexes] == [("tenant_id", "day")]
+
+
+def test_apply_retrofit_lets_a_child_inherit_from_its_parent(
+    sample: connection, shared_tables: None, target: connection, prepare: Prepare, acme: Tenant
+) -> None:
+    _run(
+        sample,
+        "CREATE TABLE child (extra text, PRIMARY KEY (id)) INHERITS (orders);"
+        " CREATE TABLE pairs (a int, b int, id int PRIMARY KEY, UNIQUE (a, b),"
+        ' CONSTRAINT "full" FOREIGN KEY (a, b) REFERENCES pairs (a, b) MATCH FULL);'
+        " CREATE TABLE more (PRIMARY KEY (id)) INHERITS (pairs)",
+    )
+
+    prepare(acme)
+
+    tables = {table.name: table for table in read_catalog(target).tables}
+    assert tables["child"].parents == (("public", "orders"),)
+    assert tables["more"].parents == (("public", "pairs"),)
+    assert tables["child"].columns[-1].name == "tenant_id"
+
+
+def test_plan_retrofit_finds_a_child_that_inherits_on_one_side_only(
+    pair: Pair, acme: Tenant, globex: Tenant
+) -> None:
+    pair.change(pair.source, "CREATE TABLE child (PRIMARY KEY (id)) INHERITS (orders)")
+    apply_retrofit(pair.target, pair.plan(acme))
+    pair.change(pair.source, "ALTER TABLE child NO INHERIT orders")
+
+    assert _find_drift(pair.plan(globex)) == {("error", "public.child")}

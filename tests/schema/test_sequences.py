@@ -6,12 +6,16 @@ from dataclasses import replace
 import pytest
 from psycopg2.extensions import connection
 
+from tenantferry.connections import ConnectionParams
 from tenantferry.errors import PermanentError
 from tenantferry.fleet import Tenant
+from tenantferry.local.postgres import PostgresServer
 from tenantferry.schema.database import Sequence
 from tenantferry.schema.sequences import (
     SequenceState,
     carry_sequences,
+    carry_sequences_back,
+    check_sequences_can_go_back,
     choose_state,
     ensure_tenant_sequences,
 )
@@ -132,6 +136,20 @@ def test_gotcha_26_carry_sequences_passes_over_cached_values(
     assert _read_one(target, "SELECT nextval('t_acme.invoice_numbers')") > max(handed_out)
 
 
+def test_carry_sequences_sees_the_greatest_key_of_any_partition(
+    source_owner: connection, source: connection, target: connection, prepare: Prepare, acme: Tenant
+) -> None:
+    with source_owner.cursor() as cursor:
+        cursor.execute(
+            "CREATE TABLE items (id serial PRIMARY KEY) PARTITION BY RANGE (id);"
+            " CREATE TABLE items_1 PARTITION OF items FOR VALUES FROM (0) TO (100);"
+            " CREATE TABLE items_2 PARTITION OF items DEFAULT; INSERT INTO items VALUES (500)"
+        )
+    prepare(acme)
+
+    assert carry_sequences(source, target, acme) == {"items_id_seq": 501}
+
+
 @pytest.mark.usefixtures("prepared")
 def test_carry_sequences_never_moves_one_back(
     source: connection, target: connection, acme: Tenant
@@ -157,3 +175,55 @@ def test_ensure_tenant_sequences_refuses_two_of_one_name(
 
     with pytest.raises(PermanentError, match="have the same name: s"):
         ensure_tenant_sequences(source, target, acme)
+
+
+@pytest.mark.usefixtures("prepared")
+def test_carry_sequences_back_goes_on_where_the_target_stands(
+    sample: connection, source: connection, target: connection, acme: Tenant
+) -> None:
+    carry_sequences(source, target, acme)
+    with target.cursor() as cursor:
+        # Ten values of one come out of a cache of five; the other counts down.
+        for _ in range(6):
+            cursor.execute(
+                "SELECT nextval('t_acme.invoice_numbers'), nextval('t_acme.countdown'),"
+                " nextval('t_acme.orders_id_seq')"
+            )
+        [(numbers, down, orders)] = cursor.fetchall()
+
+    carried = carry_sequences_back(source, target, acme)
+
+    assert carried["invoice_numbers"] > numbers
+    assert (carried["countdown"], carried["orders_id_seq"]) == (down - 1, orders + 1)
+    assert _read_one(sample, "SELECT nextval('orders_id_seq')") == orders + 1
+    assert _read_one(sample, "SELECT nextval('countdown')") == down - 1
+
+
+@pytest.mark.usefixtures("prepared")
+def test_carry_sequences_back_never_moves_one_back_nor_behind_a_key(
+    sample: connection, source: connection, target: connection, acme: Tenant
+) -> None:
+    with sample.cursor() as cursor:
+        cursor.execute(
+            "SELECT setval('orders_id_seq', 90); INSERT INTO customers (id, email, name)"
+            " OVERRIDING SYSTEM VALUE VALUES (40, 'f@x', 'f')"
+        )
+
+    carried = carry_sequences_back(source, target, acme)
+
+    assert (carried["orders_id_seq"], carried["customers_id_seq"]) == (91, 41)
+
+
+@pytest.mark.usefixtures("prepared")
+def test_sequences_that_we_may_not_set_are_named_before_anybody_waits(
+    source: connection, acme: Tenant, source_server: PostgresServer, source_params: ConnectionParams
+) -> None:
+    check_sequences_can_go_back(source, acme)
+    source_server.psql(
+        "-c", "ALTER SEQUENCE invoice_numbers OWNER TO postgres", database=source_params.database
+    )
+
+    with pytest.raises(PermanentError, match="cannot set sequences") as caught:
+        check_sequences_can_go_back(source, acme)
+
+    assert "invoice_numbers" in caught.value.detail

@@ -14,6 +14,7 @@ from tenantferry.schema.database import (
     Enum,
     Extension,
     Function,
+    Partition,
     Uncarried,
     UncarriedKind,
     View,
@@ -60,6 +61,8 @@ def read_catalog(conn: connection, *, schemas: Collection[str] | None = None) ->
             Uncarried(UncarriedKind(kind), *rest)
             for kind, *rest in read_rows(conn, "uncarried", oids)
         ),
+        partitions=tuple(map(_build_partition, read_rows(conn, "partitions", oids))),
+        collations=frozenset(name for (name,) in read_rows(conn, "collations", None)),
     )
 
 
@@ -87,6 +90,21 @@ def _build_domain(row: Row) -> Domain:
         collation=collation,
         checks=tuple(map(Check, names or (), definitions or ())),
         comment=comment,
+    )
+
+
+def _build_partition(row: Row) -> Partition:
+    root_schema, root, schema, name, kind, persistence, identity, key, own, otherwise = row
+    return Partition(
+        root=(root_schema, root),
+        schema=schema,
+        name=name,
+        kind=kind,
+        persistence=persistence,
+        replica_identity=identity,
+        key=tuple(key),
+        own=tuple(own),
+        generated_otherwise=tuple(otherwise),
     )
 
 

@@ -1,4 +1,4 @@
--- Columns of ordinary tables, in their order, with the sequence that feeds each.
+-- Columns of ordinary and partitioned tables, in their order, with the sequence that feeds each.
 -- schemas: oids of the schemas to read.
 SELECT
     a.attrelid,
@@ -36,7 +36,8 @@ LEFT JOIN LATERAL (
             AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.deptype = 'n')
     LIMIT 1
 ) AS s ON true
-WHERE c.relkind = 'r'
+WHERE c.relkind IN ('r', 'p')
+    AND NOT c.relispartition
     AND c.relnamespace = ANY (%(schemas)s::oid[])
     AND a.attnum > 0
     AND NOT a.attisdropped

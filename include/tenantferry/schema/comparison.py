@@ -35,6 +35,7 @@ def compare_tables(expected: Table, actual: Table) -> tuple[Finding, ...]:
     return (
         *_compare_columns(label, expected.columns, actual.columns),
         *_compare_order(expected, actual),
+        *_compare_parents(expected, actual),
         *_compare_uniqueness(expected, actual),
         *_compare_exclusions(expected, actual),
         *_compare_named(label, "check", _checks(expected), _checks(actual)),
@@ -130,6 +131,14 @@ def _compare_order(expected: Table, actual: Table) -> Iterator[Finding]:
         detail = f"The columns should stand in the order {', '.join(wanted)}."
         hint = "INSERT without a column list relies on it. Make the table anew on one side."
         yield error(CHECK, expected.label, detail, hint)
+
+
+def _compare_parents(expected: Table, actual: Table) -> Iterator[Finding]:
+    """Compare what a table inherits from: queries on those tables show its rows, too."""
+    wanted, there = set(expected.parents), set(actual.parents)
+    for names in sorted(wanted ^ there):
+        verb = "should inherit" if names in wanted else "should not inherit"
+        yield error(CHECK, expected.label, f"It {verb} from {'.'.join(names)}.", _ALIGN)
 
 
 def _compare_uniqueness(expected: Table, actual: Table) -> Iterator[Finding]:

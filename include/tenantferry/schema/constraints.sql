@@ -1,4 +1,4 @@
--- Checks and foreign keys of ordinary tables.
+-- Checks and foreign keys of ordinary and partitioned tables, and NOT NULL that was never validated.
 -- schemas: oids of the schemas to read.
 SELECT
     con.conrelid,
@@ -15,7 +15,9 @@ SELECT
     con.confmatchtype = 'f',
     con.condeferrable,
     con.condeferred,
-    con.convalidated
+    con.convalidated,
+    -- From version 18 on a constraint may be there and not be enforced.
+    coalesce((pg_catalog.to_jsonb(con) ->> 'conenforced')::boolean, true)
 FROM pg_catalog.pg_constraint AS con
 JOIN pg_catalog.pg_class AS c ON c.oid = con.conrelid
 LEFT JOIN pg_catalog.pg_class AS fc ON fc.oid = con.confrelid
@@ -39,8 +41,9 @@ CROSS JOIN LATERAL (
     JOIN pg_catalog.pg_attribute AS a
         ON a.attrelid = con.conrelid AND a.attnum = k.attnum::smallint
 ) AS set_columns
-WHERE con.contype IN ('c', 'f')
+WHERE (con.contype IN ('c', 'f') OR con.contype = 'n' AND NOT con.convalidated)
     AND con.conparentid = 0
-    AND c.relkind = 'r'
+    AND c.relkind IN ('r', 'p')
+    AND NOT c.relispartition
     AND c.relnamespace = ANY (%(schemas)s::oid[])
 ORDER BY con.conrelid, con.conname

@@ -157,8 +157,6 @@ class Extension:
 class UncarriedKind(StrEnum):
     """What kind of object the retrofit leaves behind."""
 
-    PARTITIONED_TABLE = "partitioned table"
-    INHERITANCE = "inheriting table"
     UNLOGGED_TABLE = "unlogged table"
     FOREIGN_TABLE = "foreign table"
     MATERIALIZED_VIEW = "materialized view"
@@ -187,12 +185,44 @@ class Uncarried:
 
 
 @dataclass(frozen=True, slots=True)
+class Partition:
+    """
+    One partition, at any depth.
+
+    :ivar root: qualified name of the partitioned table.
+    :ivar kind: ``"r"``, ``"p"`` or ``"f"``, as ``relkind``.
+    :ivar persistence: ``"p"`` or ``"u"``, as ``relpersistence``.
+    :ivar replica_identity: ``"d"``, ``"n"``, ``"f"`` or ``"i"``, as ``relreplident``.
+    :ivar key: columns of the index of its replica identity.
+    :ivar own: what its root does not have, e.g. ``check "small"``.
+    :ivar generated_otherwise: generated columns with another expression than the root's.
+    """
+
+    root: tuple[str, str]
+    schema: str
+    name: str
+    kind: str
+    persistence: str
+    replica_identity: str
+    key: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    generated_otherwise: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Return ``schema.table`` as people write it; not SQL."""
+        return f"{self.schema}.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
 class Catalog:
     """
     The schema of one database, without what is Postgres', an extension's or ours.
 
     :ivar version: as ``server_version_num``, e.g. ``150004``.
     :ivar usable_schemas: those that the group ``tenantferry_app``, or everyone, may use.
+    :ivar partitions: of the partitioned tables, at every depth.
+    :ivar collations: quoted, qualified names of those that its encoding has.
     """
 
     version: int
@@ -207,6 +237,8 @@ class Catalog:
     tables: tuple[Table, ...] = ()
     views: tuple[View, ...] = ()
     uncarried: tuple[Uncarried, ...] = ()
+    partitions: tuple[Partition, ...] = ()
+    collations: frozenset[str] = frozenset()
 
     def find_table(self, schema: str, name: str) -> Table | None:
         """Return one table, or ``None``."""

@@ -5,7 +5,7 @@ SELECT
     t.typname,
     pg_catalog.format_type(t.typbasetype, t.typtypmod),
     t.typnotnull,
-    t.typdefault,
+    pg_catalog.pg_get_expr(t.typdefaultbin, 0),
     CASE WHEN t.typcollation <> b.typcollation THEN (
         SELECT pg_catalog.quote_ident(cn.nspname) || '.' || pg_catalog.quote_ident(co.collname)
         FROM pg_catalog.pg_collation AS co

@@ -1,4 +1,4 @@
--- Valid indexes of ordinary tables, with the constraint that owns each, if one does.
+-- Valid indexes of ordinary and partitioned tables, with the constraint that owns each, if any.
 -- schemas: oids of the schemas to read.
 SELECT
     ix.indrelid,
@@ -75,7 +75,8 @@ CROSS JOIN LATERAL (
         LEFT JOIN pg_catalog.pg_namespace AS opn ON opn.oid = op.oprnamespace
     ) AS e
 ) AS elements
-WHERE c.relkind = 'r'
+WHERE c.relkind IN ('r', 'p')
+    AND NOT c.relispartition
     AND c.relnamespace = ANY (%(schemas)s::oid[])
     AND ix.indisvalid
 ORDER BY ix.indrelid, ic.relname

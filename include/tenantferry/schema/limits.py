@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from tenantferry.fleet import TableKind, Tenant
 from tenantferry.schema.database import Catalog, UncarriedKind
 from tenantferry.schema.findings import Finding, error, warning
 from tenantferry.schema.model import ForeignKey, Table
+from tenantferry.schema.trees import find_in_trees
 from tenantferry.schema.widening import TENANT_COLUMN
 
 # MaxHeapAttributeNumber and INDEX_MAX_KEYS of a default build.
 MAX_COLUMNS = 1600
 MAX_INDEX_COLUMNS = 32
+_VERSION_18 = 180000
+# As pg_catalog spells them; those of the application are carried with its other objects.
+_COLLATION = re.compile(r' COLLATE pg_catalog\.("(?:[^"]|"")+"|\w+)')
 _EXCLUDABLE = frozenset({"gist", "btree"})
 
 # What holds rows that the stream and the copy would miss.
 _BLOCKING = {
-    UncarriedKind.PARTITIONED_TABLE: "A partitioned table cannot be moved.",
-    UncarriedKind.INHERITANCE: "A table that inherits, or is inherited from, cannot be moved.",
     UncarriedKind.UNLOGGED_TABLE: "Changes of an unlogged table are not in the write-ahead log.",
     UncarriedKind.FOREIGN_TABLE: "The rows of a foreign table lie in another server.",
     UncarriedKind.TEMPORAL_KEY: "A key WITHOUT OVERLAPS cannot be widened.",
@@ -29,8 +31,6 @@ _BLOCKING = {
 _LEAVE_BEHIND = 'Declare it as "skip" in the fleet file, or change it on the source.'
 _TABLE_KINDS = frozenset(
     {
-        UncarriedKind.PARTITIONED_TABLE,
-        UncarriedKind.INHERITANCE,
         UncarriedKind.UNLOGGED_TABLE,
         UncarriedKind.FOREIGN_TABLE,
         UncarriedKind.TEMPORAL_KEY,
@@ -42,10 +42,17 @@ def find_obstacles(source: Catalog, target: Catalog, tenant: Tenant) -> tuple[Fi
     """Return what keeps a tenant's schema from being made multi-tenant."""
     findings = [*_find_reserved_names(source, tenant), *_find_uncarried(source, target, tenant)]
     findings += _find_extensions(source, target)
+    findings += find_in_trees(source, tenant)
+    for domain in source.domains:
+        texts = [f" COLLATE {domain.collation}"]
+        findings += _find_unknown_collations(f"{domain.schema}.{domain.name}", texts, target)
+    for composite in source.composites:
+        texts = [type_name for _, type_name in composite.attributes]
+        findings += _find_unknown_collations(f"{composite.schema}.{composite.name}", texts, target)
     for table in source.tables:
         kind = tenant.kind_of(*table.qualified)
         if kind is TableKind.TENANT:
-            findings += _find_in_table(table)
+            findings += _find_in_table(table, target)
             findings += _find_in_triggers(table, source, target)
         if kind is not TableKind.SKIP:
             findings += _find_in_foreign_keys(table, source, tenant, kind)
@@ -101,24 +108,69 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", text))
 
 
-def _find_in_table(table: Table) -> Iterator[Finding]:
+def _find_in_table(table: Table, target: Catalog) -> Iterator[Finding]:
     if any(column.name == TENANT_COLUMN.name for column in table.columns):
         detail = "The source has a column of the name that the target adds."
         hint = "Rename the column on the source, e.g. to account_id."
         yield error("tenant column", table.label, detail, hint)
+    texts = [f" COLLATE {column.collation}" for column in table.columns]
+    texts += [element for index in table.indexes for element in index.elements]
+    yield from _find_unknown_collations(table.label, texts, target)
+    yield from _find_unenforceable(table, target)
     if len(table.columns) >= MAX_COLUMNS:
         detail = f"It has {len(table.columns)} columns; there is no room for tenant_id."
-        yield error("columns", table.label, detail)
+        hint = "Move columns into another table of the same key, e.g. those used least."
+        yield error("columns", table.label, detail, hint)
     widths = [(k.name, len(k.columns) + len(k.include)) for k in table.keys]
     widths += [(i.name, len(i.elements) + len(i.include)) for i in table.indexes]
     for name, width in widths:
         if width >= MAX_INDEX_COLUMNS:
             detail = f'Index "{name}" has {width} columns; there is no room for tenant_id.'
-            yield error("columns", table.label, detail)
+            yield error("columns", table.label, detail, "Drop a column of that index.")
     for exclusion in table.exclusions:
         if exclusion.method not in _EXCLUDABLE:
             detail = f'Exclusion "{exclusion.name}" cannot hold tenant_id: {exclusion.method}.'
             yield error("exclusion", table.label, detail, "Use GiST for it on the source.")
+
+
+def _find_unknown_collations(
+    subject: str, texts: Iterable[str], target: Catalog
+) -> Iterator[Finding]:
+    """Find collations of Postgres itself, in the text of definitions, that the target lacks."""
+    used = {f"pg_catalog.{name}" for text in texts for name in _COLLATION.findall(text)}
+    for name in sorted(used - target.collations):
+        yield error(
+            "collation",
+            subject,
+            f"It sorts by {name}, which the target's server does not have.",
+            "Install that locale there, or a server built with ICU, and run"
+            " pg_import_system_collations('pg_catalog'); or choose another collation.",
+        )
+
+
+def _find_unenforceable(table: Table, target: Catalog) -> Iterator[Finding]:
+    """Find constraints that the target would enforce otherwise than the source."""
+    for check in table.checks:
+        if check.definition.endswith("NOT VALID"):
+            yield error(
+                "check",
+                table.label,
+                f'"{check.name}" was never validated; the target would refuse rows that violate'
+                " it.",
+                "ALTER TABLE ... VALIDATE CONSTRAINT, or drop it.",
+            )
+    if target.version >= _VERSION_18:
+        return
+    newer = [f"Generated column {c.name} is virtual" for c in table.columns if c.generated == "v"]
+    newer += [
+        f'"{check.name}" is not enforced'
+        for check in table.checks
+        if check.definition.endswith("NOT ENFORCED")
+    ]
+    newer += [f'"{key.name}" is not enforced' for key in table.foreign_keys if not key.enforced]
+    for what in newer:
+        detail = f"{what}, which PostgreSQL {target.version // 10000} does not know."
+        yield error("version", table.label, detail, "Upgrade the target to PostgreSQL 18.")
 
 
 def _find_in_triggers(table: Table, source: Catalog, target: Catalog) -> Iterator[Finding]:

@@ -75,6 +75,7 @@ class ForeignKey:
     deferrable: bool = False
     initially_deferred: bool = False
     validated: bool = True
+    enforced: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,7 @@ class Protection:
 @dataclass(frozen=True, slots=True)
 class Table:
     """
-    One ordinary table.
+    One ordinary or partitioned table. A partition is none of its own: it is part of its root.
 
     :ivar key: columns that identify a row in the stream and order its chunks: those of the
         replica identity. With the identity ``FULL``: of the primary key, or else of a unique
@@ -178,6 +179,9 @@ class Table:
     :ivar replica_identity: ``"d"``, ``"n"``, ``"f"`` or ``"i"``, as ``relreplident``.
     :ivar estimated_rows: from statistics; -1 where never analyzed.
     :ivar bytes: heap and TOAST.
+    :ivar is_partitioned: its rows lie in its partitions. In the target it is an ordinary table.
+    :ivar parents: qualified names of the tables that it inherits from.
+    :ivar only: its rows are those of ``ONLY`` it: it inherits, or is inherited from.
     """
 
     schema: str
@@ -195,6 +199,9 @@ class Table:
     protection: Protection = Protection()
     estimated_rows: int = -1
     bytes: int = 0
+    is_partitioned: bool = False
+    parents: tuple[tuple[str, str], ...] = ()
+    only: bool = False
 
     @property
     def qualified(self) -> tuple[str, str]:

@@ -26,6 +26,8 @@ from tenantferry.schema.target_checks import TARGET_CHECKS, check_region
 
 # Before the copy began no row of the tenant can be in the target.
 _BEFORE_COPY = frozenset({None, Phase.REGISTERED, Phase.PREPARED})
+# From this version on a server refuses UPDATE where the identity has columns that are not sent.
+_VERSION_THAT_WANTS_ALL_SENT = 180000
 _HAS_ROWS = sql.SQL("SELECT {label} WHERE EXISTS (SELECT FROM {table} WHERE tenant_id = {id})")
 _TENANT_ROLES = "SELECT role_name, tenant_id::text FROM app.tenant_roles"
 _NAMESAKES = """
@@ -127,24 +129,39 @@ def _check_tables(source: Catalog, tenant: Tenant) -> Iterator[Finding]:
     if not moving:
         yield error("tables", "source", "No table moves.", "Check the database of the source.")
     for table in moving:
-        if table.key or table.replica_identity == "f":
-            continue
-        if table.replica_identity == "n":
-            detail = "Its replica identity is NOTHING: publishing it would stop its UPDATEs."
-            hint = "ALTER TABLE ... REPLICA IDENTITY DEFAULT."
-        else:
-            detail = "It has no primary key: publishing it would stop its UPDATEs."
-            hint = (
-                "Add one, or ALTER TABLE ... REPLICA IDENTITY USING INDEX, or ... FULL for a"
-                " small table."
-            )
-        yield error("replica identity", table.label, detail, hint)
+        yield from _check_identity(table, source.version)
     for name in tenant.tables:
         schema, _, table_name = name.partition(".")
         known = {(u.schema, u.name) for u in source.uncarried}
+        known |= {(p.schema, p.name) for p in source.partitions}
         if source.find_table(schema, table_name) is None and (schema, table_name) not in known:
             hint = "Mend the fleet file."
             yield Finding("tables", Verdict.WARNING, name, "It is declared and not there.", hint)
+
+
+def _check_identity(table: Table, version: int) -> Iterator[Finding]:
+    generated = {column.name for column in table.columns if column.generated}
+    hint = (
+        "Add a primary key, or ALTER TABLE ... REPLICA IDENTITY USING INDEX, or ... FULL for a"
+        " small table."
+    )
+    if table.replica_identity == "f":
+        if not generated or version < _VERSION_THAT_WANTS_ALL_SENT:
+            return
+        detail = (
+            "Its replica identity FULL has generated columns: publishing would stop its UPDATEs."
+        )
+        hint = "Give it a primary key, and ALTER TABLE ... REPLICA IDENTITY DEFAULT."
+    elif table.key:
+        return
+    elif table.replica_identity == "n":
+        detail = "Its replica identity is NOTHING: publishing it would stop its UPDATEs."
+        hint = "ALTER TABLE ... REPLICA IDENTITY DEFAULT."
+    elif any(generated.intersection(key.columns) for key in table.keys if key.primary):
+        detail = "Its primary key holds a generated column, which is not sent."
+    else:
+        detail = "It has no primary key: publishing it would stop its UPDATEs."
+    yield error("replica identity", table.label, detail, hint)
 
 
 def _moving(catalog: Catalog, tenant: Tenant) -> list[Table]:

@@ -1,4 +1,4 @@
--- Row security and privileges of ordinary tables.
+-- Row security and privileges of ordinary and partitioned tables.
 -- schemas: oids of the schemas to read.
 SELECT
     c.oid,
@@ -18,5 +18,6 @@ SELECT
         WHERE acl.grantee IN (0, pg_catalog.to_regrole('tenantferry_app')::oid)
         ORDER BY 1)
 FROM pg_catalog.pg_class AS c
-WHERE c.relkind = 'r'
+WHERE c.relkind IN ('r', 'p')
+    AND NOT c.relispartition
     AND c.relnamespace = ANY (%(schemas)s::oid[])

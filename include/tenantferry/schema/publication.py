@@ -18,10 +18,12 @@ WHERE pt.pubname = %s
 """
 
 # Truncate too: the stream turns it into a delete of this tenant's rows.
-_OPERATIONS = "insert, update, delete, truncate"
-_CREATE = "CREATE PUBLICATION {name} FOR TABLE {tables} WITH (publish = {operations})"
+# A partitioned table is published as such: its changes come under its own name and columns,
+# whichever partitions there are.
+_OPTIONS = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"
+_CREATE = "CREATE PUBLICATION {name} FOR TABLE {tables} WITH ({options})"
 _SET_TABLES = "ALTER PUBLICATION {name} SET TABLE {tables}"
-_SET_OPERATIONS = "ALTER PUBLICATION {name} SET (publish = {operations})"
+_SET_OPTIONS = "ALTER PUBLICATION {name} SET ({options})"
 
 
 def ensure_publication(source: connection, tenant: Tenant, tables: Sequence[Table]) -> bool:
@@ -44,14 +46,16 @@ def ensure_publication(source: connection, tenant: Tenant, tables: Sequence[Tabl
     published = _read_published(source, tenant.publication)
     if published == (True, wanted):
         return False
-    statements = [_CREATE] if published is None else [_SET_TABLES, _SET_OPERATIONS]
+    statements = [_CREATE] if published is None else [_SET_TABLES, _SET_OPTIONS]
+    # A table that inherits from it is published for its own sake, or not at all.
+    names = [sql.SQL("ONLY {}").format(sql.Identifier(*qualified)) for qualified in sorted(wanted)]
     with source.cursor() as cursor:
         for statement in statements:
             cursor.execute(
                 sql.SQL(statement).format(
                     name=sql.Identifier(tenant.publication),
-                    tables=sql.SQL(", ").join(sql.Identifier(*names) for names in sorted(wanted)),
-                    operations=sql.Literal(_OPERATIONS),
+                    tables=sql.SQL(", ").join(names),
+                    options=sql.SQL(_OPTIONS),
                 )
             )
     return True
@@ -70,10 +74,10 @@ def drop_publication(source: connection, tenant: Tenant) -> None:
 
 
 def _read_published(source: connection, name: str) -> tuple[bool, set[tuple[str, str]]] | None:
-    """Return whether every operation is published, and the tables; ``None`` without it."""
+    """Return whether it has our options, and the tables; ``None`` without it."""
     with source.cursor() as cursor:
         cursor.execute(
-            "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate"
+            "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AND pubviaroot"
             " FROM pg_catalog.pg_publication WHERE pubname = %s",
             (name,),
         )

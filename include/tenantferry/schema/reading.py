@@ -11,7 +11,8 @@ from typing import Any
 
 from psycopg2.extensions import connection
 
-# Ours in the target. On a source nothing of that name is read either; preflight says so.
+# Ours in the target, and the first also in the source of a tenant in grace. On a source nothing of
+# that name is read; preflight says so where they are not ours.
 RESERVED_SCHEMAS = ("tenantferry", "app")
 
 Row = tuple[Any, ...]

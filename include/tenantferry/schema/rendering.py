@@ -53,6 +53,12 @@ def render_foreign_keys(table: Table) -> Iterator[str]:
         yield f"ALTER TABLE {quote_name(*table.qualified)} ADD {_render_foreign_key(key)}"
 
 
+def render_inheritance(table: Table) -> Iterator[str]:
+    """Write ``ALTER TABLE INHERIT`` for each parent, once all tables are there."""
+    for parent in table.parents:
+        yield f"ALTER TABLE {quote_name(*table.qualified)} INHERIT {quote_name(*parent)}"
+
+
 def render_trigger(table: Table, trigger: Trigger) -> Iterator[str]:
     """Write a trigger, and whether it is enabled."""
     yield trigger.definition
@@ -162,6 +168,8 @@ def _render_foreign_key(key: ForeignKey) -> str:
     if key.on_delete in _ACTIONS:
         columns = f" ({quote_names(key.set_columns)})" if key.set_columns else ""
         parts.append(f"ON DELETE {_ACTIONS[key.on_delete]}{columns}")
+    if not key.enforced:
+        return " ".join(parts) + _render_timing(key) + " NOT ENFORCED"
     not_valid = "" if key.validated else " NOT VALID"
     return " ".join(parts) + _render_timing(key) + not_valid
 

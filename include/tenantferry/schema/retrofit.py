@@ -36,6 +36,7 @@ from tenantferry.schema.rendering import (
     render_comments,
     render_foreign_keys,
     render_indexes,
+    render_inheritance,
     render_protection,
     render_replica_identity,
     render_table,
@@ -67,6 +68,11 @@ class RetrofitPlan:
     def blockers(self) -> tuple[Finding, ...]:
         """Findings that forbid to apply it."""
         return tuple(finding for finding in self.drift if finding.verdict is Verdict.ERROR)
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What is not as it was prepared: empty for a target that holds the tenant as it is."""
+        return (*(f"{f.subject}: {f.detail}" for f in self.blockers), *self.statements)
 
 
 def plan_retrofit(source: Catalog, target: Catalog, tenant: Tenant) -> RetrofitPlan:
@@ -169,12 +175,14 @@ def _plan_extensions(
 
 
 def _plan_tables(missing: list[Table]) -> Iterator[str]:
-    """Write tables first and foreign keys last: they may form circles."""
+    """Write tables first, then what refers to others: foreign keys may form circles."""
     for table in missing:
         yield render_table(table)
         yield from render_indexes(table)
         yield from render_replica_identity(table)
         yield from render_comments(table)
+    for table in missing:
+        yield from render_inheritance(table)
     for table in missing:
         yield from render_foreign_keys(table)
 

@@ -28,7 +28,7 @@ SELECT
 FROM reads AS r
 JOIN pg_catalog.pg_class AS s ON s.oid = r.sequence AND s.relkind = 'S'
 JOIN pg_catalog.pg_namespace AS sn ON sn.oid = s.relnamespace
-JOIN pg_catalog.pg_class AS t ON t.oid = r.relation
+JOIN pg_catalog.pg_class AS t ON t.oid = r.relation AND NOT t.relispartition
 JOIN pg_catalog.pg_namespace AS tn ON tn.oid = t.relnamespace
 JOIN pg_catalog.pg_attribute AS a ON a.attrelid = r.relation AND a.attnum = r.number
 ORDER BY 1, 2, 3, 4, 5

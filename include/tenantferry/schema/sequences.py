@@ -1,15 +1,15 @@
 """
-The tenant's own sequences in the target: created at preparation, carried at the cutover.
+The tenant's own sequences in the target: created at preparation, carried at the cutover, and back.
 
-Invariant: a value that the source handed out, or that a key of the tenant holds, is never handed
-out by the target again. A sequence therefore only moves in the direction of its increment.
+Invariant: a value that the one side handed out, or that a key of the tenant holds, is never handed
+out by the other again. A sequence therefore only moves in the direction of its increment.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from psycopg2 import sql
 from psycopg2.extensions import connection
@@ -28,6 +28,14 @@ _DEFINE = sql.SQL(
 _GRANT = sql.SQL("GRANT USAGE, SELECT, UPDATE ON SEQUENCE {name} TO {role}, {shared}")
 _STATE = sql.SQL("SELECT {text}::text, last_value, is_called, {edge} FROM {name}")
 _SET = sql.SQL("pg_catalog.setval({name}, {value}, {called})")
+_UNSETTABLE = """
+SELECT c.oid::pg_catalog.regclass::text
+FROM unnest(%s::text[], %s::text[]) AS wanted (schema, name)
+JOIN pg_catalog.pg_namespace AS n ON n.nspname = wanted.schema
+JOIN pg_catalog.pg_class AS c ON c.relnamespace = n.oid AND c.relname = wanted.name
+-- The function fails for what is no sequence, and conditions have no order.
+WHERE CASE WHEN c.relkind = 'S' THEN NOT pg_catalog.has_sequence_privilege(c.oid, 'UPDATE') END
+"""
 _TENANT_SCHEMA = "SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %s"
 
 
@@ -152,18 +160,51 @@ def carry_sequences(source: connection, target: connection, tenant: Tenant) -> d
     :param target: open transaction or autocommit. Sequences do not roll back.
     :return: bare name to the value handed out next (of an exhausted sequence, its last).
     """
-    present = {s.name: s for s in _read_present(target, tenant)}
-    columns = _read_fed_columns(source, tenant)
-    names = [s for s in _read_moving(source, tenant, columns) if s.name in present]
-    if not names:
-        return {}
-    ours = [(s.name, (tenant.schema_name, s.name), sql.SQL("NULL::bigint")) for s in names]
-    theirs = [(s.name, (s.schema, s.name), _edge(s, columns)) for s in names]
-    reached = _read_states(source, theirs)
-    standing = _read_states(target, ours)
-    chosen = {s.name: choose_state(s, reached[s.name], standing[s.name]) for s in names}
-    _set_states(target, tenant, chosen)
-    return {s.name: _next_value(s, chosen[s.name]) for s in names}
+    found = _read_both(source, target, tenant)
+    chosen = {
+        (tenant.schema_name, s.name): choose_state(s, theirs, ours) for s, theirs, ours in found
+    }
+    _set_states(target, chosen)
+    return {s.name: _next_value(s, chosen[tenant.schema_name, s.name]) for s, *_ in found}
+
+
+def carry_sequences_back(source: connection, target: connection, tenant: Tenant) -> dict[str, int]:
+    """
+    Move the source's sequences to where those of the tenant in the target stand.
+
+    Meant for the write pause of a rollback, when the source holds all of the tenant's rows again.
+
+    :param source: session in autocommit. Sequences do not roll back.
+    :param target: open transaction or autocommit; only read.
+    :return: bare name to the value handed out next (of an exhausted sequence, its last).
+    """
+    found = _read_both(source, target, tenant)
+    chosen = {
+        # The keys are the same on both sides; only the source's index finds the greatest.
+        (s.schema, s.name): choose_state(s, replace(ours, key_edge=theirs.key_edge), theirs)
+        for s, theirs, ours in found
+    }
+    _set_states(source, chosen)
+    return {s.name: _next_value(s, chosen[s.schema, s.name]) for s, *_ in found}
+
+
+def check_sequences_can_go_back(source: connection, tenant: Tenant) -> None:
+    """
+    Check that we may set the source's sequences.
+
+    :param source: open transaction or autocommit; only read.
+    :raises PermanentError: if not.
+    """
+    wanted = _read_moving(source, tenant)
+    with source.cursor() as cursor:
+        cursor.execute(_UNSETTABLE, ([s.schema for s in wanted], [s.name for s in wanted]))
+        refused = [name for (name,) in cursor.fetchall()]
+    if refused:
+        raise PermanentError(
+            f'cannot set sequences of the source of tenant "{tenant.key}"',
+            detail=f"Our role has no right to UPDATE {', '.join(refused)}.",
+            hint="GRANT UPDATE ON SEQUENCE ... TO our role, or make it a member of their owner.",
+        )
 
 
 def choose_state(
@@ -171,6 +212,8 @@ def choose_state(
 ) -> SequenceState:
     """
     Return where a sequence of the target has to stand to go on after that of the source.
+
+    On the way back the two change places.
 
     >>> s = database.Sequence("public", "s", "bigint", 1, 10, 1, 1000, 1, False)
     >>> choose_state(s, SequenceState(31, True, 45), SequenceState(1, False))
@@ -245,10 +288,25 @@ def _read_present(target: connection, tenant: Tenant) -> list[database.Sequence]
     return list(map(database.build_sequence, read_rows(target, "sequences", {"schemas": oids})))
 
 
+def _read_both(
+    source: connection, target: connection, tenant: Tenant
+) -> list[tuple[database.Sequence, SequenceState, SequenceState]]:
+    """Return the sequences that both sides have, with their states on the source and the target."""
+    present = {s.name for s in _read_present(target, tenant)}
+    columns = _read_fed_columns(source, tenant)
+    both = [s for s in _read_moving(source, tenant, columns) if s.name in present]
+    theirs = _read_states(source, [(s.name, (s.schema, s.name), _edge(s, columns)) for s in both])
+    no_edge = sql.SQL("NULL::bigint")
+    ours = _read_states(target, [(s.name, (tenant.schema_name, s.name), no_edge) for s in both])
+    return [(s, theirs[s.name], ours[s.name]) for s in both]
+
+
 def _read_states(
     conn: connection, wanted: Sequence[tuple[str, tuple[str, str], sql.Composable]]
 ) -> dict[str, SequenceState]:
     """Read all positions in one statement; the parts are a label, a sequence and its edge."""
+    if not wanted:
+        return {}
     parts = [
         _STATE.format(text=sql.Literal(label), edge=edge, name=sql.Identifier(*qualified))
         for label, qualified, edge in wanted
@@ -258,17 +316,19 @@ def _read_states(
         return {label: SequenceState(*rest) for label, *rest in cursor.fetchall()}
 
 
-def _set_states(target: connection, tenant: Tenant, states: dict[str, SequenceState]) -> None:
+def _set_states(conn: connection, states: dict[tuple[str, str], SequenceState]) -> None:
+    if not states:
+        return
     parts = [
         _SET.format(
             # setval() takes the name as text.
-            name=sql.Literal(sql.Identifier(tenant.schema_name, name).as_string(target)),
+            name=sql.Literal(sql.Identifier(*qualified).as_string(conn)),
             value=sql.Literal(state.last_value),
             called=sql.Literal(state.is_called),
         )
-        for name, state in states.items()
+        for qualified, state in states.items()
     ]
-    with target.cursor() as cursor:
+    with conn.cursor() as cursor:
         # A select list holds at most 1,664 columns, a row of VALUES as many: one row each.
         cursor.execute(
             sql.SQL("VALUES {}").format(

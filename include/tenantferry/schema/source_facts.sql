@@ -4,7 +4,13 @@ SELECT pg_catalog.jsonb_build_object(
     'standby', pg_catalog.pg_is_in_recovery(),
     'encoding', pg_catalog.getdatabaseencoding(),
     'collation', (
-        SELECT d.datcollate FROM pg_catalog.pg_database AS d
+        -- Version 15 came with datlocprovider, and 17 with another name for the locale.
+        SELECT CASE pg_catalog.to_jsonb(d) ->> 'datlocprovider'
+            WHEN 'i' THEN 'ICU ' || coalesce(
+                pg_catalog.to_jsonb(d) ->> 'datlocale', pg_catalog.to_jsonb(d) ->> 'daticulocale')
+            WHEN 'b' THEN 'builtin ' || (pg_catalog.to_jsonb(d) ->> 'datlocale')
+            ELSE d.datcollate END
+        FROM pg_catalog.pg_database AS d
         WHERE d.datname = current_database()),
     'wal_level', current_setting('wal_level'),
     'max_slots', current_setting('max_replication_slots')::integer,
@@ -36,16 +42,21 @@ SELECT pg_catalog.jsonb_build_object(
             n.nspname, c.relname, pg_catalog.pg_get_userbyid(c.relowner)))
         FROM pg_catalog.pg_class AS c
         JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-        WHERE c.relkind = 'r' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+        WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
             AND NOT pg_catalog.pg_has_role(c.relowner, 'USAGE')),
     'forced_row_security', (
         SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(n.nspname, c.relname))
         FROM pg_catalog.pg_class AS c
         JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-        WHERE c.relkind = 'r' AND c.relrowsecurity AND c.relforcerowsecurity),
+        WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition
+            AND c.relrowsecurity AND c.relforcerowsecurity),
     'reserved_schemas', (
         SELECT pg_catalog.jsonb_agg(n.nspname)
-        FROM pg_catalog.pg_namespace AS n WHERE n.nspname IN ('app', 'tenantferry')),
+        FROM pg_catalog.pg_namespace AS n
+        WHERE n.nspname = 'app'
+            -- Ours in a source that was live in the target and came back.
+            OR n.nspname = 'tenantferry'
+            AND pg_catalog.to_regclass('tenantferry.reverse_positions') IS NULL),
     'large_objects', (SELECT count(*) FROM pg_catalog.pg_largeobject_metadata),
     'prepared', (
         SELECT pg_catalog.jsonb_agg(x.gid) FROM pg_catalog.pg_prepared_xacts AS x

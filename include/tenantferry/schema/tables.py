@@ -1,4 +1,4 @@
-"""Read ordinary tables from the catalog, all at once."""
+"""Read ordinary and partitioned tables from the catalog, all at once."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from tenantferry.schema.reading import Row, read_groups, read_rows
 
 def read_ordinary_tables(conn: connection, schema_oids: Sequence[int]) -> tuple[Table, ...]:
     """
-    Return the ordinary, permanent tables of some schemas, by schema and name.
+    Return the ordinary and partitioned, permanent tables of some schemas, by schema and name.
 
-    Partitioned, inheriting, foreign and unlogged tables are not among them.
+    Partitions, foreign and unlogged tables are not among them.
 
     :param conn: open transaction or autocommit; only read.
     """
@@ -70,7 +70,10 @@ def _build_table(
     triggers: Sequence[Row],
     protection: Protection,
 ) -> Table:
-    schema, name, replica_identity, estimated_rows, size, comment = row
+    (
+        schema, name, replica_identity, estimated_rows, size, comment, is_partitioned, parents,
+        has_children,
+    ) = row  # fmt: skip
     return Table(
         schema=schema,
         name=name,
@@ -79,7 +82,7 @@ def _build_table(
         replica_identity=replica_identity,
         keys=tuple(_build_key(i) for i in indexes if i.constraint_type in ("p", "u")),
         foreign_keys=tuple(_build_foreign_key(c) for c in constraints if c[0] == "f"),
-        checks=tuple(Check(c[1], c[2]) for c in constraints if c[0] == "c"),
+        checks=tuple(Check(c[1], c[2]) for c in constraints if c[0] in "cn"),
         exclusions=tuple(_build_exclusion(i) for i in indexes if i.constraint_type == "x"),
         indexes=tuple(_build_index(i) for i in indexes if i.constraint_type is None),
         triggers=tuple(Trigger(t[0], t[1], t[2], (t[3], t[4])) for t in triggers),
@@ -87,28 +90,30 @@ def _build_table(
         protection=protection,
         estimated_rows=estimated_rows,
         bytes=size,
+        is_partitioned=is_partitioned,
+        parents=tuple((parent_schema, parent) for parent_schema, parent in parents),
+        only=has_children or bool(parents),
     )
 
 
 def _choose_key(
     replica_identity: str, columns: Sequence[Column], indexes: Sequence[_IndexRow]
 ) -> tuple[str, ...]:
-    primary = next((i for i in indexes if i.constraint_type == "p"), None)
+    # A generated column is not sent, so it tells no rows apart.
+    usable = {column.name for column in columns if column.not_null and column.is_copied}
+    identifying = [i for i in indexes if not i.expression and usable.issuperset(i.columns)]
+    primary = next((i for i in identifying if i.constraint_type == "p"), None)
     if replica_identity == "d":
         # Postgres does not identify rows by a deferrable primary key.
         return primary.columns if primary is not None and primary.immediate else ()
     if replica_identity == "i":
-        return next((i.columns for i in indexes if i.identity), ())
+        return next((i.columns for i in identifying if i.identity), ())
     if replica_identity != "f":
         return ()
     if primary is not None:
         return primary.columns
-    never_null = {column.name for column in columns if column.not_null}
     candidates = (
-        i.columns
-        for i in indexes
-        if i.unique and i.immediate and not i.expression and i.predicate is None
-        if never_null.issuperset(i.columns)
+        i.columns for i in identifying if i.unique and i.immediate and i.predicate is None
     )
     return min(candidates, key=len, default=())
 
@@ -153,7 +158,7 @@ def _build_protection(row: Row) -> Protection:
 def _build_foreign_key(row: Row) -> ForeignKey:
     (
         _, name, _, columns, referenced_schema, referenced_table, referenced_columns,
-        on_update, on_delete, set_columns, match_full, deferrable, deferred, validated,
+        on_update, on_delete, set_columns, match_full, deferrable, deferred, validated, enforced,
     ) = row  # fmt: skip
     return ForeignKey(
         name=name,
@@ -168,6 +173,7 @@ def _build_foreign_key(row: Row) -> ForeignKey:
         deferrable=deferrable,
         initially_deferred=deferred,
         validated=validated,
+        enforced=enforced,
     )
 
 

@@ -1,21 +1,40 @@
--- Ordinary, permanent tables that neither inherit nor are inherited from.
+-- Ordinary and partitioned tables that are permanent; a partition is part of its root. Of each: oid,
+-- schema, name, replica identity, rows by the statistics, bytes, comment, whether it is
+-- partitioned, the tables that it inherits from, whether others inherit from it.
 -- schemas: oids of the schemas to read.
 SELECT
     c.oid,
     n.nspname,
     c.relname,
     c.relreplident,
-    c.reltuples::bigint,
-    pg_catalog.pg_table_size(c.oid),
-    pg_catalog.obj_description(c.oid, 'pg_class')
+    coalesce(leaves.estimated_rows, c.reltuples::bigint),
+    coalesce(leaves.bytes, pg_catalog.pg_table_size(c.oid)),
+    pg_catalog.obj_description(c.oid, 'pg_class'),
+    c.relkind = 'p',
+    array(
+        SELECT ARRAY[pn.nspname::text, pc.relname::text]
+        FROM pg_catalog.pg_inherits AS i
+        JOIN pg_catalog.pg_class AS pc ON pc.oid = i.inhparent
+        JOIN pg_catalog.pg_namespace AS pn ON pn.oid = pc.relnamespace
+        WHERE i.inhrelid = c.oid
+        ORDER BY i.inhseqno),
+    c.relkind = 'r' AND EXISTS (
+        SELECT FROM pg_catalog.pg_inherits AS i WHERE i.inhparent = c.oid)
 FROM pg_catalog.pg_class AS c
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-WHERE c.relkind = 'r'
+LEFT JOIN LATERAL (
+    -- A leaf that was never analyzed counts as empty.
+    SELECT
+        sum(greatest(leaf.reltuples, 0))::bigint AS estimated_rows,
+        sum(pg_catalog.pg_table_size(leaf.oid))::bigint AS bytes
+    FROM pg_catalog.pg_partition_tree(c.oid) AS t
+    JOIN pg_catalog.pg_class AS leaf ON leaf.oid = t.relid
+    WHERE t.isleaf
+) AS leaves ON c.relkind = 'p'
+WHERE c.relkind IN ('r', 'p')
     AND c.relpersistence = 'p'
     AND NOT c.relispartition
     AND c.relnamespace = ANY (%(schemas)s::oid[])
-    AND NOT EXISTS (
-        SELECT FROM pg_catalog.pg_inherits AS i WHERE c.oid IN (i.inhrelid, i.inhparent))
     AND NOT EXISTS (
         SELECT FROM pg_catalog.pg_depend AS d
         WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass

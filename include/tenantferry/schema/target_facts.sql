@@ -4,7 +4,13 @@ SELECT pg_catalog.jsonb_build_object(
     'standby', pg_catalog.pg_is_in_recovery(),
     'encoding', pg_catalog.getdatabaseencoding(),
     'collation', (
-        SELECT d.datcollate FROM pg_catalog.pg_database AS d
+        -- Version 15 came with datlocprovider, and 17 with another name for the locale.
+        SELECT CASE pg_catalog.to_jsonb(d) ->> 'datlocprovider'
+            WHEN 'i' THEN 'ICU ' || coalesce(
+                pg_catalog.to_jsonb(d) ->> 'datlocale', pg_catalog.to_jsonb(d) ->> 'daticulocale')
+            WHEN 'b' THEN 'builtin ' || (pg_catalog.to_jsonb(d) ->> 'datlocale')
+            ELSE d.datcollate END
+        FROM pg_catalog.pg_database AS d
         WHERE d.datname = current_database()),
     'max_origins', coalesce(
         current_setting('max_active_replication_origins', true),
@@ -36,7 +42,7 @@ SELECT pg_catalog.jsonb_build_object(
             n.nspname, c.relname, pg_catalog.pg_get_userbyid(c.relowner)))
         FROM pg_catalog.pg_class AS c
         JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-        WHERE c.relkind = 'r' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+        WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
             AND NOT pg_catalog.pg_has_role(c.relowner, 'USAGE')),
     'unusable_schemas', (
         SELECT pg_catalog.jsonb_agg(n.nspname)

@@ -2,20 +2,15 @@
 -- schemas: oids of the schemas to read.
 WITH found (kind, classid, oid, namespace, name, table_name) AS (
     SELECT
-        CASE
-            WHEN c.relkind = 'p' OR c.relispartition THEN 'partitioned table'
-            WHEN c.relkind = 'f' THEN 'foreign table'
-            WHEN c.relkind = 'm' THEN 'materialized view'
-            WHEN EXISTS (
-                SELECT FROM pg_catalog.pg_inherits AS i WHERE c.oid IN (i.inhrelid, i.inhparent)
-            ) THEN 'inheriting table'
+        CASE c.relkind
+            WHEN 'f' THEN 'foreign table'
+            WHEN 'm' THEN 'materialized view'
             ELSE 'unlogged table'
         END,
         'pg_catalog.pg_class'::pg_catalog.regclass, c.oid, c.relnamespace, c.relname, c.relname
     FROM pg_catalog.pg_class AS c
-    WHERE c.relkind IN ('p', 'f', 'm')
-        OR c.relkind = 'r' AND (c.relpersistence = 'u' OR c.relispartition OR EXISTS (
-            SELECT FROM pg_catalog.pg_inherits AS i WHERE c.oid IN (i.inhrelid, i.inhparent)))
+    WHERE NOT c.relispartition
+        AND (c.relkind IN ('f', 'm') OR c.relkind IN ('r', 'p') AND c.relpersistence = 'u')
     UNION ALL
     SELECT 'rule', 'pg_catalog.pg_rewrite'::pg_catalog.regclass, r.oid, c.relnamespace,
         r.rulename, c.relname
@@ -33,6 +28,7 @@ WITH found (kind, classid, oid, namespace, name, table_name) AS (
     FROM pg_catalog.pg_constraint AS con
     JOIN pg_catalog.pg_class AS c ON c.oid = con.conrelid
     WHERE con.contype IN ('p', 'u', 'f')
+        AND NOT c.relispartition
         AND coalesce((pg_catalog.to_jsonb(con) ->> 'conperiod')::boolean, false)
     UNION ALL
     SELECT 'range type', 'pg_catalog.pg_type'::pg_catalog.regclass, t.oid, t.typnamespace,

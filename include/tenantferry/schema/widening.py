@@ -7,6 +7,7 @@ keys and foreign keys bypass row security, so ``tenant_id`` has to be inside of 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import replace
 
@@ -67,6 +68,7 @@ def widen(table: Table, tenant: Tenant) -> Table:
         exclusions=tuple(map(_widen_exclusion, table.exclusions)),
         indexes=tuple(map(_widen_index, table.indexes)),
         protection=TENANT_PROTECTION,
+        is_partitioned=False,
     )
 
 
@@ -76,6 +78,7 @@ def keep_narrow(table: Table) -> Table:
         table,
         columns=tuple(map(_own_identity, table.columns)),
         protection=SHARED_PROTECTION,
+        is_partitioned=False,
     )
 
 
@@ -126,12 +129,25 @@ def _check_full_match(table: Table, key: ForeignKey) -> Check | None:
     nullable = {column.name for column in table.columns if not column.not_null}
     if not key.match_full or len(key.columns) == 1 or nullable.isdisjoint(key.columns):
         return None
-    suffix = "_match_full"
-    shortened = key.name.encode()[: _MAX_NAME_BYTES - len(suffix)].decode(errors="ignore")
+    # A foreign key is not inherited.
+    scope = " NO INHERIT" if table.only else ""
     return Check(
-        shortened + suffix,
-        f"CHECK ((num_nulls({quote_names(key.columns)}) = ANY (ARRAY[0, {len(key.columns)}])))",
+        _derive_name(key.name, "_match_full"),
+        f"CHECK ((num_nulls({quote_names(key.columns)}) = ANY (ARRAY[0, {len(key.columns)}])))"
+        + scope,
     )
+
+
+def _derive_name(name: str, suffix: str) -> str:
+    """
+    Return a name for what is made of something named.
+
+    Names that are cut short may become the same; what is cut off is told by its hash.
+    """
+    if len((name + suffix).encode()) <= _MAX_NAME_BYTES:
+        return name + suffix
+    suffix = f"_{hashlib.sha256(name.encode()).hexdigest()[:8]}{suffix}"
+    return name.encode()[: _MAX_NAME_BYTES - len(suffix)].decode(errors="ignore") + suffix
 
 
 def _widen_exclusion(exclusion: Exclusion) -> Exclusion:
