@@ -9,7 +9,8 @@
  * commit changes one row, or moves a value from one row to another one: a delete in one chunk and
  * an insert in another. The LSN of a commit is its number; a snapshot at S holds the commits before
  * S. The migration is killed at any moment, and the target may lose what it has committed but not
- * flushed; both at most CRASHES times.
+ * flushed; both at most CRASHES times. What it was copying may go on without it: a session that is
+ * not ended yet commits a chunk when it likes.
  *
  * Mutations, each of which must be refused:
  *   CONFIRM_BEFORE_FLUSH    the slot is confirmed up to what is committed and not yet durable
@@ -17,6 +18,9 @@
  *   APPLY_EVERYWHERE        a change of a chunk that is not copied yet is applied as if it were
  *   INCLUSIVE_SNAPSHOT      commits up to and including S are taken for part of the snapshot at S
  *   POSITION_APART          the rows are committed before the position
+ *   LEFTOVER_MAY_COMMIT     the position moves, and a chunk of an earlier round is committed yet
+ *   GUESS_VALUE             a row enters a copied chunk, and what is not sent of it is made up
+ *   KEEP_ROWS               a chunk is made pending again, and its rows stay
  */
 #ifndef KEYS
 #define KEYS 2
@@ -40,6 +44,10 @@ typedef Target {
 };
 Target committed;       /* what a session of the target sees */
 Target durable;         /* what is left of it after the target was killed */
+
+/* A chunk that a dead migration has read: its number and one more, 0 for none, and the snapshot. */
+byte leftover = 0;
+byte leftover_snapshot;
 
 byte confirmed = 0;     /* the slot: the source has forgotten every commit before it */
 byte crashes = 0;
@@ -73,6 +81,18 @@ inline check() {
     assert(confirmed <= durable.position)
 }
 
+/* Row k came from another row that is not copied, so that its value need not be sent. */
+#define ENTERS(n, k) (source[n + 1].row[k] != 0 \
+    && source[n + 1].row[k] == source[n].row[(k + KEYS - 1) % KEYS] \
+    && !committed.copied[(k + KEYS - 1) % KEYS])
+
+inline reopen(k) {
+    committed.copied[k] = false;
+#ifndef KEEP_ROWS
+    committed.row[k] = 0
+#endif
+}
+
 /* Make commit number n part of the target. */
 inline apply(n) {
     k = 0;
@@ -86,7 +106,12 @@ inline apply(n) {
 #else
             if
             :: committed.copied[k] -> committed.row[k] = source[n + 1].row[k]
-            :: else     /* its chunk will be copied at a later commit */
+#ifdef GUESS_VALUE
+            :: committed.copied[k] && ENTERS(n, k) -> committed.row[k] = 255
+#else
+            :: committed.copied[k] && ENTERS(n, k) -> reopen(k)
+#endif
+            :: !committed.copied[k]     /* its chunk will be copied at a later commit */
             fi
 #endif
         fi;
@@ -99,11 +124,25 @@ inline apply(n) {
 #endif
 }
 
+/* Make what a snapshot shows of row c part of the target. */
+inline copy_chunk(c, at) {
+    assert(committed.row[c] == 0);      /* COPY would meet the row */
+    committed.row[c] = source[at].row[c];
+    committed.copied[c] = true;
+    /* The first round begins at its snapshot. */
+    if
+    :: committed.position < at -> committed.position = at
+    :: else
+    fi;
+    check()
+}
+
 /* The migration is killed, alone or with the target, which then loses what was not flushed. */
 inline maybe_crash() {
     if
     :: crashes < CRASHES -> crashes++; goto round
-    :: crashes < CRASHES -> atomic { crashes++; copy_state(durable, committed) }; goto round
+    :: crashes < CRASHES ->
+        atomic { crashes++; leftover = 0; copy_state(durable, committed) }; goto round
     :: true
     fi
 }
@@ -143,6 +182,28 @@ proctype Disk() {
     od
 }
 
+/* What is left of a migration that was killed while it copied. */
+proctype Leftover() {
+    byte c;
+    do
+    :: done -> break
+    :: leftover != 0 ->
+        atomic {
+            if
+            :: leftover != 0 ->
+                c = leftover - 1;
+                leftover = 0;
+                if
+                :: !committed.copied[c] -> copy_chunk(c, leftover_snapshot)
+                :: else
+                fi;
+                c = 0
+            :: else
+            fi
+        }
+    od
+}
+
 /* The migration: after a crash it knows nothing but what the target and the slot tell. */
 proctype Migration() {
     byte snapshot, c;
@@ -160,6 +221,9 @@ round:
     :: else
     fi;
     snapshot = commits;
+#ifndef LEFTOVER_MAY_COMMIT
+    leftover = 0;       /* no chunk belongs to a round while the position moves */
+#endif
     /* Catch up: the copied chunks come to exactly the snapshot. */
 #ifndef SKIP_CATCH_UP
     do
@@ -183,18 +247,15 @@ round:
     :: true ->
         select(c : 0 .. KEYS - 1);
         if
-        :: !committed.copied[c] ->
+        :: !committed.copied[c] && crashes < CRASHES ->
             atomic {
-                assert(committed.row[c] == 0);      /* COPY would meet the row */
-                committed.row[c] = source[snapshot].row[c];
-                committed.copied[c] = true;
-                /* The first round begins at its snapshot. */
-                if
-                :: committed.position < snapshot -> committed.position = snapshot
-                :: else
-                fi;
-                check()
-            }
+                crashes++;
+                leftover = c + 1;
+                leftover_snapshot = snapshot;
+                c = 0
+            };
+            goto round
+        :: !committed.copied[c] -> atomic { copy_chunk(c, snapshot) }
         :: else
         fi;
         c = 0;
@@ -235,5 +296,5 @@ stream:
 }
 
 init {
-    atomic { run Source(); run Disk(); run Migration() }
+    atomic { run Source(); run Disk(); run Leftover(); run Migration() }
 }

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from uuid import UUID
 
 import pytest
 from psycopg2.extensions import connection
 
+from round_stage import Rounds
 from tenantferry.backfill.finished import BackfillResult
 from tenantferry.backfill.running import run_backfill
 from tenantferry.connections import ConnectionParams
 from tenantferry.control.registry import ensure_registered
 from tenantferry.fleet import Source, Tenant
 from tenantferry.schema.catalog import read_tables
+from tenantferry.schema.publication import ensure_publication
+from tenantferry.stream.catching_up import catch_up
 
 ACME_ID = UUID("11111111-1111-1111-1111-111111111111")
 OTHER_ID = UUID("22222222-2222-2222-2222-222222222222")
@@ -64,11 +68,43 @@ def backfill(
     source: connection,
     tenant: Tenant,
 ) -> Backfill:
-    """Run the tenant's backfill; keyword arguments change the tenant."""
+    """
+    Run the tenant's backfill.
 
-    def run(**changes: object) -> BackfillResult:
+    Keyword arguments change the tenant; *instead* is called where a round would catch up.
+    """
+
+    def run(*, instead: Callable[[int], object] | None = None, **changes: object) -> BackfillResult:
         changed = tenant.model_copy(update=changes)
         tables = read_tables(source, changed)
-        return run_backfill(source_params, target_params, changed, tables, report=lambda _: None)
+        ensure_publication(source, changed, tables)
+        return run_backfill(
+            source_params,
+            target_params,
+            changed,
+            tables,
+            catch_up=instead or partial(catch_up, source_params, target_params, changed, tables),
+            report=lambda _: None,
+        )
 
     return run
+
+
+@pytest.fixture
+def rounds(
+    *,
+    source: connection,
+    source_owner: connection,
+    target: connection,
+    source_params: ConnectionParams,
+    target_params: ConnectionParams,
+    tenant: Tenant,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Rounds:
+    """The tenant's backfill, one chunk per round, compared after each."""
+    return Rounds(
+        tenant,
+        sessions=(source, source_owner, target),
+        params=(source_params, target_params),
+        monkeypatch=monkeypatch,
+    )

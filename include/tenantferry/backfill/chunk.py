@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from psycopg2 import sql
+
+from tenantferry.control.chunks import ChunkRecord
 
 # Bounds travel as text: every session that writes or reads one spells values the same way,
 # whatever the defaults of its role or database are. The same settings make the text of a row
@@ -64,6 +66,32 @@ class Chunk:
         return f"{self.schema}.{self.table}"
 
 
+def to_record(chunk: Chunk) -> ChunkRecord:
+    """Return what the control schema keeps of a chunk that is not copied."""
+    return ChunkRecord(
+        schema=chunk.schema,
+        table=chunk.table,
+        number=chunk.number,
+        key_columns=tuple(column.name for column in chunk.key_columns),
+        lower=chunk.lower,
+        upper=chunk.upper,
+        estimated_rows=chunk.estimated_rows,
+    )
+
+
+def to_chunk(record: ChunkRecord, key_columns: tuple[KeyColumn, ...]) -> Chunk:
+    """Return the chunk that the control schema speaks of."""
+    return Chunk(
+        schema=record.schema,
+        table=record.table,
+        number=record.number,
+        key_columns=key_columns,
+        lower=record.lower,
+        upper=record.upper,
+        estimated_rows=record.estimated_rows,
+    )
+
+
 def chunk_predicate(chunk: Chunk, *, alias: str | None = None) -> sql.Composed:
     """
     Build the condition that a row belongs to a chunk, in parentheses of its own.
@@ -72,28 +100,40 @@ def chunk_predicate(chunk: Chunk, *, alias: str | None = None) -> sql.Composed:
 
     :param alias: name of the table in the query.
     """
+    values = [_column(column, alias) for column in chunk.key_columns]
+    return range_predicate(chunk.key_columns, values, lower=chunk.lower, upper=chunk.upper)
+
+
+def range_predicate(
+    key_columns: Sequence[KeyColumn],
+    values: Sequence[sql.Composable],
+    *,
+    lower: tuple[str, ...] | None,
+    upper: tuple[str, ...] | None,
+) -> sql.Composed:
+    """
+    Build the condition ``lower < values <= upper``, in parentheses of its own.
+
+    :param values: an expression of the type of each key column, or of the one below its domain.
+    """
     parts: list[sql.Composable] = []
-    if chunk.lower is not None:
-        parts.append(_compare(chunk.key_columns, ">", chunk.lower, alias))
-    if chunk.upper is not None:
-        parts.append(_compare(chunk.key_columns, "<=", chunk.upper, alias))
+    if lower is not None:
+        parts.append(_compare(key_columns, values, ">", lower))
+    if upper is not None:
+        parts.append(_compare(key_columns, values, "<=", upper))
     return sql.SQL("({})").format(sql.SQL(" AND ").join(parts or [OPEN]))
 
 
-def key_expressions(
-    key_columns: Iterable[KeyColumn], *, alias: str | None = None
-) -> list[sql.Composable]:
+def key_expressions(key_columns: Iterable[KeyColumn]) -> list[sql.Composable]:
     """Return what orders the chunks: each key column, text-like ones in ``COLLATE "C"``."""
-    return [
-        sql.SQL('{}::pg_catalog.text COLLATE "C"').format(_column(column, alias))
-        if column.collatable
-        else _column(column, alias)
-        for column in key_columns
-    ]
+    return [_ordered(column, _column(column, None)) for column in key_columns]
 
 
 def _compare(
-    key_columns: tuple[KeyColumn, ...], operator: str, bound: tuple[str, ...], alias: str | None
+    key_columns: Sequence[KeyColumn],
+    values: Sequence[sql.Composable],
+    operator: str,
+    bound: tuple[str, ...],
 ) -> sql.Composed:
     literals = [
         sql.SQL("{}::{}").format(
@@ -103,12 +143,15 @@ def _compare(
         )
         for column, value in zip(key_columns, bound, strict=True)
     ]
+    ordered = [_ordered(*pair) for pair in zip(key_columns, values, strict=True)]
     # Parentheses make it a row comparison: (a, b) > (x, y) is not a > x AND b > y.
     return sql.SQL("({}) {} ({})").format(
-        sql.SQL(", ").join(key_expressions(key_columns, alias=alias)),
-        sql.SQL(operator),
-        sql.SQL(", ").join(literals),
+        sql.SQL(", ").join(ordered), sql.SQL(operator), sql.SQL(", ").join(literals)
     )
+
+
+def _ordered(column: KeyColumn, value: sql.Composable) -> sql.Composable:
+    return sql.SQL('{}::pg_catalog.text COLLATE "C"').format(value) if column.collatable else value
 
 
 def _column(column: KeyColumn, alias: str | None) -> sql.Identifier:

@@ -12,12 +12,14 @@ from psycopg2.extensions import connection
 from tenantferry.backfill.snapshot import END_SESSION_TIMEOUT_MS
 from tenantferry.control.chunks import forget_chunks
 from tenantferry.control.streams import retire_stream
+from tenantferry.errors import PermanentError
 from tenantferry.fleet import Tenant
 from tenantferry.schema.model import Table
 
 logger = logging.getLogger(__name__)
 
-BATCH_ROWS = 20_000
+# Of one transaction: it holds its locks, and the log back, for a moment only.
+BATCH_ROWS = 5_000
 
 # A partitioned table has its rows in its leaves, and a ctid is only good in one of them.
 _LEAVES = """
@@ -30,10 +32,14 @@ SELECT namespace.nspname, class.relname
           SELECT relid FROM pg_catalog.pg_partition_tree(%(table)s::pg_catalog.regclass)))
 """
 
-_FIND = sql.SQL("SELECT ctid::text FROM {table} WHERE tenant_id = {tenant_id}")
+# ONLY: a table that inherits from it is deleted from for itself, by its own ctids.
+_FIND = sql.SQL("SELECT ctid::text FROM ONLY {table} WHERE tenant_id = {tenant_id}")
 # tenant_id again: between two batches another tenant's row may get the place of a deleted one.
+_SCOPE = sql.SQL("ctid = ANY ({places}::pg_catalog.tid[]) AND tenant_id = {tenant_id}")
 _DELETE = sql.SQL(
-    "DELETE FROM {table} WHERE ctid = ANY (%s::pg_catalog.tid[]) AND tenant_id = {tenant_id}"
+    "WITH deleted AS ("
+    "DELETE FROM ONLY {table} WHERE {scope} RETURNING tenant_id = {tenant_id} AS is_own)"
+    " SELECT count(*), count(*) FILTER (WHERE is_own IS NOT TRUE) FROM deleted"
 )
 
 
@@ -92,7 +98,7 @@ def delete_rows(target: connection, tenant: Tenant, tables: Iterable[Table]) -> 
     deleted = 0
     for table in tables:
         for leaf in _read_leaves(target, table):
-            deleted += _delete_from(target, tenant, leaf)
+            deleted += delete_from(target, tenant, leaf)
     if deleted:
         logger.info("deleted rows of an earlier attempt tenant=%s rows=%s", tenant.key, deleted)
     return deleted
@@ -105,7 +111,15 @@ def _read_leaves(target: connection, table: Table) -> list[tuple[str, str]]:
         return [(schema, leaf) for schema, leaf in cursor]
 
 
-def _delete_from(target: connection, tenant: Tenant, leaf: tuple[str, str]) -> int:
+def delete_from(target: connection, tenant: Tenant, leaf: tuple[str, str]) -> int:
+    """
+    Delete the tenant's rows of one table, and no others. Commits after each batch.
+
+    :param target: session with ``session_replication_role = replica``, outside a transaction.
+    :param leaf: schema and name of a table that has no partitions.
+    :return: deleted rows.
+    :raises PermanentError: if a row of another tenant would go with them; that batch stays.
+    """
     names = {
         "table": sql.Identifier(*leaf),
         "tenant_id": sql.SQL("{}::pg_catalog.uuid").format(sql.Literal(str(tenant.id))),
@@ -116,9 +130,23 @@ def _delete_from(target: connection, tenant: Tenant, leaf: tuple[str, str]) -> i
         found.execute(_FIND.format(**names))
         target.commit()
         while places := found.fetchmany(BATCH_ROWS):
-            with target.cursor() as cursor:
-                cursor.execute(_DELETE.format(**names), ([place for (place,) in places],))
-                deleted += cursor.rowcount
-            target.commit()
+            with target, target.cursor() as cursor:
+                # Not as a parameter: a table's name may hold a percent sign.
+                found_here = sql.Literal([place for (place,) in places])
+                scope = _SCOPE.format(**names, places=found_here)
+                cursor.execute(_DELETE.format(**names, scope=scope))
+                rows, others = cursor.fetchone() or (0, 0)
+                if others:
+                    raise _out_of_scope(tenant, leaf, others)
+                deleted += rows
     target.commit()
     return deleted
+
+
+def _out_of_scope(tenant: Tenant, leaf: tuple[str, str], rows: int) -> PermanentError:
+    return PermanentError(
+        f'deleting rows of tenant "{tenant.key}" would delete those of others',
+        detail=f'{rows} of a batch in table "{".".join(leaf)}" are not the tenant\'s. That batch'
+        " was rolled back.",
+        hint="Do not try again. Report it: this must never happen.",
+    )

@@ -21,6 +21,7 @@ from tenantferry.connections import ConnectionParams
 from tenantferry.control.chunks import mark_chunk_done
 from tenantferry.errors import TenantferryError, TransientError
 from tenantferry.schema.model import Table
+from tenantferry.schema.own_rows import own_rows
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,20 @@ logger = logging.getLogger(__name__)
 # on the source.
 LOAD_SETTINGS = {"session_replication_role": "replica"}
 
-HeapFiles = dict[tuple[str, str], int | None]
+HeapFiles = dict[tuple[str, str], str | None]
+
+# Not as of the transaction's snapshot, but as they are now.
+_FILES = """
+SELECT coalesce(
+    (
+        SELECT string_agg(
+            format('%%s %%s', leaf.relid::oid, pg_catalog.pg_relation_filenode(leaf.relid)),
+            ', ' ORDER BY leaf.relid::oid)
+        FROM pg_catalog.pg_partition_tree(%(table)s::pg_catalog.regclass) AS leaf
+        WHERE leaf.isleaf
+    ),
+    pg_catalog.pg_relation_filenode(%(table)s::pg_catalog.regclass)::text)
+"""
 
 # tenant_id is the last column of every table in the target.
 _COPY_OUT = sql.SQL(
@@ -115,7 +129,7 @@ def copy_out_query(chunk: Chunk, table: Table, tenant_id: UUID) -> sql.Composed:
     return _COPY_OUT.format(
         columns=_columns(table),
         tenant_id=sql.Literal(str(tenant_id)),
-        table=sql.Identifier(*table.qualified),
+        table=own_rows(table),
         predicate=chunk_predicate(chunk),
     )
 
@@ -131,9 +145,10 @@ def copy_in_query(table: Table) -> sql.Composed:
 
 def read_heap_files(source: connection, tables: Sequence[Table]) -> HeapFiles:
     """
-    Return which file holds each table. ``TRUNCATE`` and a rewriting ``ALTER TABLE`` change it.
+    Return which file holds each table, or which files hold its partitions.
 
-    They are not transactional for an older snapshot: it sees an empty table afterwards.
+    ``TRUNCATE``, a rewriting ``ALTER TABLE``, ``ATTACH`` and ``DETACH`` change them. They are not
+    transactional for an older snapshot: it sees an empty table afterwards, or other partitions.
 
     :param source: open transaction or autocommit; only read.
     """
@@ -141,7 +156,7 @@ def read_heap_files(source: connection, tables: Sequence[Table]) -> HeapFiles:
     with source.cursor() as cursor:
         for table in tables:
             name = sql.Identifier(*table.qualified).as_string(source)
-            cursor.execute("SELECT pg_relation_filenode(%s::pg_catalog.regclass)", (name,))
+            cursor.execute(_FILES, {"table": name})
             row = cursor.fetchone()
             files[table.qualified] = row[0] if row else None
     return files
@@ -181,7 +196,7 @@ def _check_heap_file(job: CopyJob, table: Table, source: connection) -> None:
         raise TransientError(
             f'table "{table.label}" was truncated or rewritten while it was copied',
             detail="Its rows as of the snapshot are not there any more.",
-            hint="The retry starts over with a new snapshot. Keep TRUNCATE, VACUUM FULL and"
+            hint="The retry goes on with a new snapshot. Keep TRUNCATE, VACUUM FULL and"
             " ALTER TABLE away from the source while it is copied.",
         )
 
@@ -198,7 +213,7 @@ def _mark_done(job: CopyJob, chunk: Chunk, target: connection, rows: int, size: 
         bytes_copied=size,
     ):
         raise TransientError(
-            f'backfill of tenant "{job.tenant}" was started over by another process',
+            f'backfill of tenant "{job.tenant}" was taken over by another process',
             detail="This one wrote nothing more.",
         )
 

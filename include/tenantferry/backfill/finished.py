@@ -1,4 +1,4 @@
-"""What a finished backfill copied, and whether it still holds."""
+"""What a backfill has copied so far, and whether it can be gone on from."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ from dataclasses import dataclass
 
 from psycopg2.extensions import connection
 
-from tenantferry.control.chunks import read_chunks, read_last_round
-from tenantferry.control.streams import read_stream
+from tenantferry.backfill.planning import chunk_key
+from tenantferry.control.chunks import (
+    ChunkRecord,
+    RoundRecord,
+    has_pending_chunks,
+    read_chunks,
+    read_rounds,
+)
+from tenantferry.control.streams import StreamRecord, origin_name, read_stream
 from tenantferry.fleet import Tenant
-from tenantferry.lsn import parse_lsn
+from tenantferry.lsn import format_lsn, parse_lsn
 from tenantferry.schema.model import Table
 
 # invalidation_reason came with PostgreSQL 17; a key that is not there reads as null.
@@ -29,7 +36,10 @@ class BackfillResult:
     What a finished backfill copied.
 
     :ivar bytes: of COPY data.
-    :ivar consistent_point: LSN of the snapshot; the stream begins there.
+    :ivar seconds: of all rounds.
+    :ivar consistent_point: LSN of the last round's snapshot; the stream begins there.
+    :ivar longest_snapshot_seconds: for so long a snapshot kept the source from vacuuming. Of a
+        round that was killed, the time until its last chunk.
     """
 
     tables: int
@@ -39,6 +49,8 @@ class BackfillResult:
     seconds: float
     rows_per_second: float
     consistent_point: int
+    rounds: int
+    longest_snapshot_seconds: float
 
 
 def read_copied(target: connection, tenant: Tenant) -> BackfillResult | None:
@@ -47,14 +59,13 @@ def read_copied(target: connection, tenant: Tenant) -> BackfillResult | None:
 
     :param target: open transaction or autocommit; only read.
     """
-    last = read_last_round(target, tenant.key)
-    if last is None or last.finished_at is None:
-        return None
+    rounds = read_rounds(target, tenant.key)
     chunks = read_chunks(target, tenant.key)
-    if any(chunk.done_at is None for chunk in chunks):
+    if not rounds or any(chunk.done_at is None for chunk in chunks):
         return None
     rows = sum(chunk.rows or 0 for chunk in chunks)
-    seconds = (last.finished_at - last.started_at).total_seconds()
+    ages = [_measure(copied, chunks) for copied in rounds]
+    seconds = sum(ages)
     return BackfillResult(
         tables=len({(chunk.schema, chunk.table) for chunk in chunks}),
         chunks=len(chunks),
@@ -62,7 +73,9 @@ def read_copied(target: connection, tenant: Tenant) -> BackfillResult | None:
         bytes=sum(chunk.bytes or 0 for chunk in chunks),
         seconds=seconds,
         rows_per_second=rows / seconds if seconds else 0.0,
-        consistent_point=last.consistent_point,
+        consistent_point=rounds[-1].consistent_point,
+        rounds=len(rounds),
+        longest_snapshot_seconds=max(ages),
     )
 
 
@@ -72,26 +85,89 @@ def read_finished_backfill(
     """
     Return the result of a backfill that need not be repeated, else ``None``.
 
-    That needs every chunk of exactly these tables, a stream that nothing is missing in, and a slot
-    that still sends all that the stream has not applied.
-
     :param tables: those of the move, as the source describes them now.
     :param source: open transaction or autocommit; only read.
     :param target: open transaction or autocommit; only read.
     """
+    if find_obstacle(source, target, tenant, tables) is not None:
+        return None
+    return read_copied(target, tenant)
+
+
+def find_obstacle(
+    source: connection, target: connection, tenant: Tenant, tables: Sequence[Table]
+) -> str | None:
+    """
+    Say why what is copied so far is of no use; ``None`` if it can be gone on from.
+
+    That needs a stream that nothing is missing in, chunks of exactly these tables, and a slot that
+    still sends all that the stream has not applied.
+
+    :param tables: those of the move, as the source describes them now.
+    :param source: open transaction or autocommit; only read.
+    :param target: open transaction or autocommit; only read.
+    :return: a clause for people.
+    """
     stream = read_stream(target, tenant.key)
-    if stream is None or stream.copy_again:
+    if stream is None:
+        return "nothing is copied yet"
+    if stream.copy_again:
+        return "the target is known to lack rows, or to have wrong ones"
+    return (
+        _compare_tables(target, tenant, tables)
+        or _look_at_slot(source, tenant, stream)
+        or _look_at_origin(target, tenant, stream)
+    )
+
+
+def _compare_tables(target: connection, tenant: Tenant, tables: Sequence[Table]) -> str | None:
+    keys = {(c.schema, c.table): c.key_columns for c in read_chunks(target, tenant.key)}
+    wanted = {table.qualified: chunk_key(table) for table in tables}
+    if keys == wanted:
         return None
-    copied = {(chunk.schema, chunk.table): chunk for chunk in read_chunks(target, tenant.key)}
-    if {name: chunk.key_columns for name, chunk in copied.items()} != {
-        table.qualified: table.key for table in tables
-    }:
-        return None
+    changed = [name for name in keys.keys() | wanted.keys() if keys.get(name) != wanted.get(name)]
+    names = ", ".join(f'"{schema}.{table}"' for schema, table in sorted(changed))
+    return f"tables came, went or have another key: {names}"
+
+
+def _look_at_slot(source: connection, tenant: Tenant, stream: StreamRecord) -> str | None:
     with source.cursor() as cursor:
         cursor.execute(_SLOT_POSITION, (tenant.slot,))
         row = cursor.fetchone()
+    if row is None or row[0] is None:
+        return f'replication slot "{tenant.slot}" is gone or was invalidated'
     # A slot of the same name that somebody made later, or consumed, begins too late. Our own
     # stream confirms beyond its position where the log held nothing of ours, but says so first.
-    if row is None or row[0] is None or parse_lsn(row[0]) > stream.confirmed:
-        return None
-    return read_copied(target, tenant)
+    if parse_lsn(row[0]) > stream.confirmed:
+        return f'replication slot "{tenant.slot}" was consumed, or made again, by somebody else'
+    return None
+
+
+def _look_at_origin(target: connection, tenant: Tenant, stream: StreamRecord) -> str | None:
+    if not has_pending_chunks(target, tenant.key):
+        return None  # what is finished is the stream's, which looks for itself
+    name = origin_name(tenant.key)
+    with target.cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_replication_origin_progress(%(name)s, true)::text"
+            " WHERE pg_replication_origin_oid(%(name)s) IS NOT NULL",
+            {"name": name},
+        )
+        row = cursor.fetchone()
+    progress = None if row is None or row[0] is None else parse_lsn(row[0])
+    if progress is None or progress < stream.position:
+        known = "nothing" if progress is None else format_lsn(progress)
+        return (
+            f'positions disagree: replication origin "{name}" is at {known}, the stream at'
+            f" {format_lsn(stream.position)}"
+        )
+    return None
+
+
+def _measure(copied: RoundRecord, chunks: Sequence[ChunkRecord]) -> float:
+    """Return for how many seconds a round held its snapshot."""
+    until = copied.finished_at
+    if until is None:
+        done = [c.done_at for c in chunks if c.round == copied.number and c.done_at is not None]
+        until = max(done, default=copied.started_at)
+    return (until - copied.started_at).total_seconds()

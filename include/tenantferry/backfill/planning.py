@@ -12,6 +12,7 @@ from psycopg2.extensions import connection
 from tenantferry.backfill.chunk import Chunk, KeyColumn, key_expressions
 from tenantferry.errors import PermanentError
 from tenantferry.schema.model import Table
+from tenantferry.schema.own_rows import own_rows
 
 # A table of up to so many blocks (200 MB) is cut exactly; of a larger one so many are sampled.
 # At 80 rows in a block that is two million keys: a chunk of 50,000 rows out of a billion still
@@ -32,10 +33,15 @@ SELECT attribute.attname, pg_catalog.format_type(attribute.atttypid, attribute.a
  WHERE attribute.attrelid = %s::pg_catalog.regclass AND attribute.attname = ANY (%s)
 """
 
-_BLOCKS = (
-    "SELECT pg_catalog.pg_relation_size(%s::pg_catalog.regclass)"
-    " / pg_catalog.current_setting('block_size')::bigint"
-)
+# A partitioned table has its blocks in its leaves.
+_BLOCKS = """
+SELECT (
+    pg_catalog.pg_relation_size(%(table)s::pg_catalog.regclass) + coalesce((
+        SELECT sum(pg_catalog.pg_relation_size(leaf.relid))
+        FROM pg_catalog.pg_partition_tree(%(table)s::pg_catalog.regclass) AS leaf
+        WHERE leaf.isleaf), 0)
+) / pg_catalog.current_setting('block_size')::bigint
+"""
 
 # Each {step}th key is the upper bound of a chunk. Only the bounds leave the server.
 _BOUNDS = sql.SQL(
@@ -90,11 +96,16 @@ def plan_chunks(source: connection, table: Table, *, chunk_rows: int) -> list[Ch
 
 
 def chunk_key(table: Table) -> tuple[str, ...]:
-    """Return the columns that order a table's chunks: its key, if they are never null."""
-    never_null = {column.name for column in table.columns if column.not_null}
+    """
+    Return the columns that order a table's chunks: its key, if they are sent and never null.
+
+    It may be there where the stream has none: a deferrable key orders rows, but does not tell them
+    apart within a transaction.
+    """
+    usable = {column.name for column in table.columns if column.not_null and column.is_copied}
     primary = next((key.columns for key in table.keys if key.primary), ())
     key = table.key or primary
-    return key if never_null.issuperset(key) else ()
+    return key if usable.issuperset(key) else ()
 
 
 def read_key_columns(source: connection, table: Table) -> tuple[KeyColumn, ...]:
@@ -123,13 +134,13 @@ def _read_key(source: connection, table: Table) -> _Key:
 
 def _read_blocks(source: connection, table: Table) -> int:
     with source.cursor() as cursor:
-        cursor.execute(_BLOCKS, (_regclass(source, table),))
+        cursor.execute(_BLOCKS, {"table": _regclass(source, table)})
         row = cursor.fetchone()
     return int(row[0]) if row else 0
 
 
 def _count_sampled(source: connection, table: Table, percent: float) -> int:
-    query = _SAMPLED_ROWS.format(table=_identifier(table), percent=sql.Literal(percent))
+    query = _SAMPLED_ROWS.format(table=own_rows(table), percent=sql.Literal(percent))
     with source.cursor() as cursor:
         cursor.execute(query)
         row = cursor.fetchone()
@@ -150,7 +161,7 @@ def _read_bounds(
         texts=sql.SQL(", ").join(sql.SQL("{}::pg_catalog.text").format(name) for name in names),
         names=sql.SQL(", ").join(names),
         order=sql.SQL(", ").join(key_expressions(key)),
-        table=_identifier(table),
+        table=own_rows(table),
         percent=sql.Literal(percent),
         step=sql.Literal(step),
         rows=sql.Literal(rows),
@@ -160,9 +171,5 @@ def _read_bounds(
         return [tuple(row) for row in cursor]
 
 
-def _identifier(table: Table) -> sql.Identifier:
-    return sql.Identifier(*table.qualified)
-
-
 def _regclass(source: connection, table: Table) -> str:
-    return _identifier(table).as_string(source)
+    return sql.Identifier(*table.qualified).as_string(source)

@@ -1,4 +1,4 @@
-"""The whole backfill of one tenant: round one, copied under the durable slot's snapshot."""
+"""The whole backfill of one tenant: rounds, until every chunk is copied."""
 
 from __future__ import annotations
 
@@ -6,59 +6,37 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 
 import psycopg2
 from psycopg2 import errors, sql
 from psycopg2.extensions import connection
 
-from tenantferry.backfill.chunk import TEXT_SETTINGS, Chunk
 from tenantferry.backfill.clearing import (
     delete_rows,
     end_leftover_sessions,
     forget_attempt,
     session_purpose,
 )
-from tenantferry.backfill.copying import LOAD_SETTINGS, CopyJob, read_heap_files
+from tenantferry.backfill.copying import LOAD_SETTINGS
 from tenantferry.backfill.failures import describe_failure
-from tenantferry.backfill.finished import BackfillResult, read_finished_backfill
-from tenantferry.backfill.planning import plan_chunks
+from tenantferry.backfill.finished import BackfillResult, find_obstacle, read_finished_backfill
+from tenantferry.backfill.pace import Pace
 from tenantferry.backfill.progress import BackfillProgress
-from tenantferry.backfill.snapshot import (
-    Snapshot,
-    drop_slot,
-    exported_snapshot,
-    import_snapshot,
-)
-from tenantferry.backfill.workers import copy_chunks
+from tenantferry.backfill.rounds import Backfill, copy_first_round, copy_next_round
+from tenantferry.backfill.snapshot import drop_slot
 from tenantferry.connections import ConnectionParams, open_connection
-from tenantferry.control.chunks import (
-    ChunkRecord,
-    finish_round,
-    start_round,
-    store_chunks,
-)
-from tenantferry.control.phases import IllegalPhaseError, Phase
+from tenantferry.control.chunks import close_dead_rounds, has_pending_chunks, read_chunks
+from tenantferry.control.phases import AT_TARGET, IllegalPhaseError, Phase
 from tenantferry.control.registry import require_registration
-from tenantferry.control.streams import reset_stream
-from tenantferry.errors import TransientError
+from tenantferry.control.streams import mark_copy_again
+from tenantferry.errors import CopyAgainError, TransientError
 from tenantferry.fleet import Tenant
-from tenantferry.lsn import format_lsn
 from tenantferry.schema.model import Table
 
 logger = logging.getLogger(__name__)
 
-FIRST_ROUND = 1
 # How long to wait for a backfill of the same tenant that is about to end.
 LOCK_TIMEOUT = "60s"
-
-
-@dataclass(frozen=True, slots=True)
-class _Attempt:
-    source: ConnectionParams
-    target: ConnectionParams
-    tenant: Tenant
-    tables: Sequence[Table]
 
 
 def run_backfill(
@@ -67,43 +45,51 @@ def run_backfill(
     tenant: Tenant,
     tables: Sequence[Table],
     *,
+    catch_up: Callable[[int], object],
     report: Callable[[BackfillProgress], None],
 ) -> BackfillResult:
     """
     Copy the tenant's rows, unless that is done and the slot holds all that came after.
 
-    Commits as it goes. An attempt that died is started over: its slot and its rows go, and a new
-    snapshot is taken. A finished backfill is left alone.
+    Commits as it goes. An attempt that died is gone on from with the next round; it is started over
+    only where what it has copied is of no use any more, and the log says why.
 
     :param tables: the largest first.
+    :param catch_up: apply what was committed before an LSN to the copied chunks, so that P is
+        exactly there: `tenantferry.stream.catching_up.catch_up`.
     :param report: called with the progress, at most once a second.
-    :raises TransientError: if a retry may help.
-    :raises PermanentError: if the source cannot have a slot, or a row cannot be loaded.
+    :raises TransientError: if a retry may help; it goes on where this ended.
+    :raises PermanentError: if the source cannot have a slot, or a row cannot be written.
     """
+    pace = Pace(tenant.round_budget_seconds)
+    backfill = Backfill(source_params, target_params, tenant, tables, catch_up, report, pace)
     try:
-        return _run(_Attempt(source_params, target_params, tenant, tables), report=report)
+        return _run(backfill)
     except psycopg2.Error as error:
         raise describe_failure(error, doing=f'copy tenant "{tenant.key}"') from None
 
 
-def _run(attempt: _Attempt, *, report: Callable[[BackfillProgress], None]) -> BackfillResult:
-    tenant, tables = attempt.tenant, attempt.tables
+def _run(backfill: Backfill) -> BackfillResult:
+    tenant, tables = backfill.tenant, backfill.tables
     purpose = session_purpose(tenant)
     with (
-        closing(open_connection(attempt.source, purpose=purpose, autocommit=True)) as source,
-        closing(open_connection(attempt.target, purpose=purpose, settings=LOAD_SETTINGS)) as target,
+        closing(open_connection(backfill.source, purpose=purpose, autocommit=True)) as source,
+        closing(
+            open_connection(backfill.target, purpose=purpose, settings=LOAD_SETTINGS)
+        ) as target,
     ):
-        finished = read_finished_backfill(source, target, tenant, tables)
-        target.rollback()
-        if finished is not None:
-            return finished
+        with target:
+            finished = read_finished_backfill(source, target, tenant, tables)
+            if finished is not None:
+                close_dead_rounds(target, tenant.key)
+                return finished
         _check_not_live(target, tenant)
         with _only_backfill(target, tenant):
-            _clear(source, target, tenant, tables)
-            with _slot_dropped_on_failure(source, tenant):
-                _copy(attempt, source, target, report=report)
-                finished = read_finished_backfill(source, target, tenant, tables)
-                target.rollback()
+            end_leftover_sessions(source, tenant)
+            with _useless_slot_dropped(source, target, tenant):
+                _copy_rounds(backfill, source, target)
+            finished = read_finished_backfill(source, target, tenant, tables)
+            target.rollback()
             _analyze(target, tables)
     if finished is None:
         raise TransientError(
@@ -118,7 +104,7 @@ def _check_not_live(target: connection, tenant: Tenant) -> None:
     # Starting over deletes the tenant's rows in the target. They may be the only ones.
     with target:
         phase = require_registration(target, tenant.key).phase
-    if phase in (Phase.CUTTING_OVER, Phase.LIVE):
+    if phase is Phase.CUTTING_OVER or phase in AT_TARGET:
         raise IllegalPhaseError(
             f'tenant "{tenant.key}" cannot be copied in phase "{phase}"',
             detail="Its rows in the target are in use.",
@@ -144,103 +130,62 @@ def _only_backfill(target: connection, tenant: Tenant) -> Iterator[None]:
     yield
 
 
-def _clear(source: connection, target: connection, tenant: Tenant, tables: Sequence[Table]) -> None:
-    end_leftover_sessions(source, tenant)
+def _copy_rounds(backfill: Backfill, source: connection, target: connection) -> None:
+    tenant = backfill.tenant
+    with target:
+        obstacle = find_obstacle(source, target, tenant, backfill.tables)
+    if obstacle is not None:
+        logger.info("backfill starts from nothing tenant=%s reason=%s", tenant.key, obstacle)
+        _clear(backfill, source, target)
+        copy_first_round(backfill, source, target)
+    while _is_pending(target, tenant):
+        with target:
+            close_dead_rounds(target, tenant.key)
+            obstacle = find_obstacle(source, target, tenant, backfill.tables)
+        if obstacle is not None:
+            raise TransientError(
+                f'could not go on with the backfill of tenant "{tenant.key}"',
+                detail=f"Meanwhile {obstacle}.",
+                hint="The retry starts over. Check max_slot_wal_keep_size and"
+                " idle_replication_slot_timeout of the source.",
+            )
+        copy_next_round(backfill, source, target)
+
+
+def _is_pending(target: connection, tenant: Tenant) -> bool:
+    with target:
+        return has_pending_chunks(target, tenant.key)
+
+
+def _clear(backfill: Backfill, source: connection, target: connection) -> None:
+    tenant = backfill.tenant
     with target:
         forget_attempt(target, tenant)
     # Only now: the commit above keeps every earlier attempt from adding rows behind us.
-    delete_rows(target, tenant, tables)
+    delete_rows(target, tenant, backfill.tables)
     if drop_slot(source, tenant.slot):
         logger.info("dropped the slot of an earlier attempt slot=%s", tenant.slot)
 
 
 @contextmanager
-def _slot_dropped_on_failure(source: connection, tenant: Tenant) -> Iterator[None]:
-    """Leave no slot that nobody will read: it would keep the log until the disk is full."""
+def _useless_slot_dropped(source: connection, target: connection, tenant: Tenant) -> Iterator[None]:
+    """
+    Leave no slot behind a failure that nobody will read: it would keep the log until the disk is
+    full. The retry goes on with the slot of an attempt that has copied something.
+    """
     try:
         yield
-    except BaseException:
+    except BaseException as failure:
+        # Nothing of it may hide the failure; the retry looks again.
         with contextlib.suppress(psycopg2.Error, TransientError):
-            drop_slot(source, tenant.slot)
+            target.rollback()
+            with target:
+                if is_lost := isinstance(failure, CopyAgainError):
+                    mark_copy_again(target, tenant.key, needed=True)
+                chunks = read_chunks(target, tenant.key)
+            if is_lost or all(chunk.done_at is None for chunk in chunks):
+                drop_slot(source, tenant.slot)
         raise
-
-
-def _copy(
-    attempt: _Attempt,
-    source: connection,
-    target: connection,
-    *,
-    report: Callable[[BackfillProgress], None],
-) -> None:
-    tenant, tables = attempt.tenant, attempt.tables
-    files = read_heap_files(source, tables)
-    with exported_snapshot(
-        attempt.source,
-        slot=tenant.slot,
-        temporary=False,
-        timeout_seconds=tenant.slot_timeout_seconds,
-    ) as snapshot:
-        chunks = _plan(attempt, snapshot)
-        _store_plan(target, tenant, chunks, snapshot.consistent_point)
-        job = CopyJob(
-            source=attempt.source,
-            target=attempt.target,
-            tenant=tenant.key,
-            tenant_id=tenant.id,
-            purpose=session_purpose(tenant),
-            snapshot=snapshot,
-            tables={table.qualified: table for table in tables},
-            files=files,
-        )
-        copy_chunks(job, chunks, workers=tenant.backfill_workers, report=report)
-    with target:
-        finish_round(
-            target, tenant.key, number=FIRST_ROUND, consistent_point=snapshot.consistent_point
-        )
-
-
-def _store_plan(
-    target: connection, tenant: Tenant, chunks: Sequence[Chunk], consistent_point: int
-) -> None:
-    with target:
-        start_round(target, tenant.key, number=FIRST_ROUND, consistent_point=consistent_point)
-        store_chunks(target, tenant.key, map(_record, chunks))
-        # The copied rows need no origin: changes of this tenant travel back only from the
-        # cutover on, and a slot for that begins there.
-        reset_stream(target, tenant.key, consistent_point)
-    logger.info(
-        "planned backfill tenant=%s consistent_point=%s chunks=%s rows=%s",
-        tenant.key,
-        format_lsn(consistent_point),
-        len(chunks),
-        sum(chunk.estimated_rows for chunk in chunks),
-    )
-
-
-def _plan(attempt: _Attempt, snapshot: Snapshot) -> list[Chunk]:
-    purpose = session_purpose(attempt.tenant)
-    with closing(
-        open_connection(attempt.source, purpose=purpose, settings=TEXT_SETTINGS)
-    ) as source:
-        import_snapshot(source, snapshot)
-        return [
-            chunk
-            for table in attempt.tables
-            for chunk in plan_chunks(source, table, chunk_rows=attempt.tenant.chunk_rows)
-        ]
-
-
-def _record(chunk: Chunk) -> ChunkRecord:
-    return ChunkRecord(
-        schema=chunk.schema,
-        table=chunk.table,
-        number=chunk.number,
-        key_columns=tuple(column.name for column in chunk.key_columns),
-        lower=chunk.lower,
-        upper=chunk.upper,
-        estimated_rows=chunk.estimated_rows,
-        round=FIRST_ROUND,
-    )
 
 
 def _analyze(target: connection, tables: Sequence[Table]) -> None:

@@ -63,14 +63,15 @@ def exported_snapshot(
         yield _create_slot(control, walsender, slot, temporary, timeout_seconds)
 
 
-def import_snapshot(source: connection, snapshot: Snapshot) -> None:
+def import_snapshot(source: connection, snapshot: Snapshot, *, readonly: bool = True) -> None:
     """
-    Begin a read-only transaction that sees the snapshot.
+    Begin a transaction that sees the snapshot.
 
     :param source: session outside a transaction; the caller ends the transaction.
+    :param readonly: whether it may not write.
     :raises TransientError: if the session that exported it is gone.
     """
-    source.set_session(isolation_level="REPEATABLE READ", readonly=True, autocommit=False)
+    source.set_session(isolation_level="REPEATABLE READ", readonly=readonly, autocommit=False)
     try:
         with source.cursor() as cursor:
             cursor.execute("SET TRANSACTION SNAPSHOT %s", (snapshot.name,))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from psycopg2.extensions import connection
 
 from tenantferry.backfill.chunk import TEXT_SETTINGS, Chunk
 from tenantferry.backfill.copying import LOAD_SETTINGS, CopyJob, copy_chunk
+from tenantferry.backfill.pace import Allowance
 from tenantferry.backfill.pipe import CopyStoppedError
-from tenantferry.backfill.progress import BackfillProgress, ProgressMeter
+from tenantferry.backfill.progress import ProgressMeter
 from tenantferry.connections import ConnectionParams, open_connection
 
 _REFUSED = (
@@ -30,31 +32,43 @@ class _Done:
     rows: int
 
 
+class _Ended:
+    """A worker has nothing more to do."""
+
+
 def copy_chunks(
     job: CopyJob,
     chunks: Sequence[Chunk],
     *,
     workers: int,
-    report: Callable[[BackfillProgress], None],
-) -> None:
+    meter: ProgressMeter,
+    allowance: Allowance,
+    snapshot_at: float,
+) -> int:
     """
-    Copy chunks in the given order until all are done. Commits each chunk.
+    Copy chunks in the given order until all are done or the time is over. Commits each chunk.
 
+    :param snapshot_at: ``time.monotonic()`` when the snapshot was taken.
+    :return: how many were copied.
     :raises TenantferryError: the first failure of a worker, after all have ended.
     """
-    pool = _Pool(job, chunks)
+    pool = _Pool(job, chunks, allowance, deadline=snapshot_at + allowance.seconds)
     threads = [
         threading.Thread(target=pool.work, name=f"backfill {job.tenant} {number}", daemon=True)
         for number in range(min(workers, len(chunks)))
     ]
-    meter = ProgressMeter(
-        report, estimated_rows=sum(c.estimated_rows for c in chunks), chunks=len(chunks)
-    )
+    copied = 0
     try:
         for thread in threads:
             thread.start()
-        for _ in range(len(chunks)):
-            meter.add_chunk(pool.wait_for_chunk(lambda: meter.report(pool.bytes)).rows)
+        running = len(threads)
+        while running:
+            result = pool.wait_for_result(lambda: meter.report(pool.bytes))
+            if isinstance(result, _Ended):
+                running -= 1
+                continue
+            copied += 1
+            meter.add_chunk(result.rows)
             meter.report(pool.bytes)
     finally:
         # Also when the caller is interrupted: nothing is written behind its back.
@@ -63,15 +77,20 @@ def copy_chunks(
             thread.join()
         pool.close()
     meter.report(pool.bytes, always=True)
+    return copied
 
 
 class _Pool:
     """Chunks to do, results to collect, and a way to end everything at once."""
 
-    def __init__(self, job: CopyJob, chunks: Sequence[Chunk]) -> None:
+    def __init__(
+        self, job: CopyJob, chunks: Sequence[Chunk], allowance: Allowance, *, deadline: float
+    ) -> None:
         self._job = job
+        self._least_chunks = allowance.chunks
+        self._deadline = deadline
         self._pending: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[_Done | BaseException] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[_Done | _Ended | BaseException] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._sessions: list[connection] = []
@@ -81,8 +100,13 @@ class _Pool:
         for chunk in chunks:
             self._pending.put(chunk)
 
-    def wait_for_chunk(self, meanwhile: Callable[[], None]) -> _Done:
-        """Return the next chunk that is done, calling *meanwhile* every second until then."""
+    def wait_for_result(self, meanwhile: Callable[[], None]) -> _Done | _Ended:
+        """
+        Return the next chunk that is done, or the end of a worker.
+
+        :param meanwhile: called every second until then.
+        :raises TenantferryError: what a worker failed with.
+        """
         while True:
             try:
                 result = self._results.get(timeout=1.0)
@@ -107,7 +131,7 @@ class _Pool:
             self._watch.close()
 
     def work(self) -> None:
-        """Copy chunks until none are left; the body of a worker thread."""
+        """Copy chunks until none are left or the time is over; the body of a worker thread."""
         try:
             with (
                 closing(self._open(self._job.source, {})) as source,
@@ -119,9 +143,11 @@ class _Pool:
                 finally:
                     self._dismiss(source, target)
         except CopyStoppedError:
-            return
+            self._results.put(_Ended())
         except Exception as error:  # noqa: BLE001 - a thread's boundary: the caller raises it
             self._results.put(error)
+        else:
+            self._results.put(_Ended())
 
     def _is_refused(self, pid: int) -> bool:
         """Whether a COPY into the target has failed, seen by another session."""
@@ -150,7 +176,10 @@ class _Pool:
                 self._sessions.remove(session)
 
     def _copy_pending(self, source: connection, target: connection) -> None:
+        copied = 0
         while not self._stop.is_set():
+            if copied >= self._least_chunks and time.monotonic() >= self._deadline:
+                return
             try:
                 chunk = self._pending.get_nowait()
             except queue.Empty:
@@ -164,6 +193,7 @@ class _Pool:
                 is_refused=lambda: self._is_refused(target.info.backend_pid),
                 count_bytes=self._count_bytes,
             )
+            copied += 1
             self._results.put(_Done(chunk, rows))
 
     def _count_bytes(self, size: int) -> None:
