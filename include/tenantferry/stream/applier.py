@@ -1,8 +1,6 @@
-"""The target transaction: rows and position, committed together."""
+"""The transaction of the receiver: rows and position, committed together."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import psycopg2
 from psycopg2 import errors
@@ -10,53 +8,58 @@ from psycopg2.extensions import connection
 from psycopg2.extensions import cursor as cursor_type
 
 from tenantferry.errors import TenantferryError
-from tenantferry.fleet.declaration import Tenant
 from tenantferry.lsn import format_lsn
 from tenantferry.stream.batch import Batch
 from tenantferry.stream.failures import explain
 from tenantferry.stream.merging import Merger, conflict
-from tenantferry.stream.netchange import BrokenStreamError, Changes
+from tenantferry.stream.netchange import Changes
+from tenantferry.stream.partial import CopiedPart
+from tenantferry.stream.progress import Progress, Step
 from tenantferry.stream.relations import StreamedTable
+from tenantferry.stream.scope import Scope
 from tenantferry.stream.staging import Stage, stage_changes
 
 # Settings of the session that applies. Foreign keys and user triggers do not fire. The staging
 # tables have no statistics: a plan that reads the shared table from end to end for a few rows is
-# never right, so rows are always found by the index that begins with tenant_id.
+# never right, so rows are always found by the index of their key, which in the target begins with
+# tenant_id.
 APPLY_SETTINGS = {
     "session_replication_role": "replica",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "enable_seqscan": "off",
     "jit": "off",
-    # As the source writes the values that it sends as text.
+    # As the sender writes the values that it sends as text.
     "DateStyle": "ISO, YMD",
     "IntervalStyle": "postgres",
     "TimeZone": "UTC",
 }
-_ORIGIN = (
-    "SELECT pg_replication_origin_xact_setup(%s,"
-    " timestamptz '2000-01-01 00:00:00+00' + %s * interval '1 microsecond')"
-)
-# The old position guards against a second writer of the same row.
-_POSITION = (
-    "UPDATE tenantferry.streams SET position = %s, confirmed = greatest(confirmed, %s),"
-    " changes = changes + %s, transactions = transactions + %s, reported_at = clock_timestamp()"
-    " WHERE tenant = %s AND direction = 'forward' AND position = %s"
-)
 
 
 class Applier:
     """
     Applies batches of one tenant, each in one transaction.
 
-    :param target: session with `APPLY_SETTINGS` under the tenant's replication origin, outside a
-        transaction. Every call commits or leaves a transaction open that closing undoes.
+    :param receiver: session with `APPLY_SETTINGS`, of a forward stream under the tenant's
+        replication origin, outside a transaction. Every call commits or leaves a transaction open
+        that closing undoes.
+    :param copied: the part of the scope that is written to; ``None``: all of it.
     :ivar position: P, durable.
     """
 
-    def __init__(self, target: connection, tenant: Tenant, *, position: int) -> None:
-        self._target = target
-        self._tenant = tenant
+    def __init__(
+        self,
+        receiver: connection,
+        scope: Scope,
+        progress: Progress,
+        *,
+        position: int,
+        copied: CopiedPart | None = None,
+    ) -> None:
+        self._receiver = receiver
+        self._scope = scope
+        self._progress = progress
+        self._copied = copied
         self._stages: dict[str, Stage] = {}
         self._in_transaction = False
         self._changes = 0
@@ -67,12 +70,12 @@ class Applier:
         """
         Apply a batch; commit it if it is complete, else go on in the same transaction next time.
 
-        :raises TransientError: if the target failed; also if it is unknown whether it committed,
+        :raises TransientError: if the receiver failed; also if it is unknown whether it committed,
             which is harmless, for the next start reads the position.
-        :raises PermanentError: if the target refuses the changes or does not hold their rows.
+        :raises PermanentError: if it refuses the changes or does not hold their rows.
         """
         try:
-            with self._target.cursor() as cursor:
+            with self._receiver.cursor() as cursor:
                 self._begin(cursor)
                 for table, changes in batch.steps():
                     self._apply_table(cursor, table, changes)
@@ -85,7 +88,7 @@ class Applier:
             detail = f"{error.detail} {place}".lstrip()
             raise type(error)(error.message, detail=detail, hint=error.hint) from None
         except errors.IntegrityError as error:
-            raise conflict(error, None) from None
+            raise conflict(error, None, self._scope) from None
         except psycopg2.Error as error:
             doing = f"apply changes after {format_lsn(self.position)}"
             raise explain(error, doing) from None
@@ -94,10 +97,10 @@ class Applier:
         """
         Move P to a position before which nothing is left to apply.
 
-        :raises TransientError: if the target failed.
+        :raises TransientError: if the receiver failed.
         """
         try:
-            with self._target.cursor() as cursor:
+            with self._receiver.cursor() as cursor:
                 self._begin(cursor)
                 self._commit(cursor, position, 0)
         except psycopg2.Error as error:
@@ -111,18 +114,22 @@ class Applier:
     def _apply_table(
         self, cursor: cursor_type, table: StreamedTable, changes: Changes | None
     ) -> None:
-        stage = self._stage(cursor, table, set() if changes is None else changes.text_columns)
-        merger = Merger(stage, tenant_id=self._tenant.id)
-        if changes is None:
-            merger.delete_tenant(cursor)
+        if self._copied is not None and not self._copied.has_some_of(table):
             return
-        staged = stage_changes(table, changes)
+        stage = self._stage(cursor, table, set() if changes is None else changes.text_columns)
+        merger = Merger(stage, self._scope)
+        if changes is None:
+            merger.delete_all(cursor)
+            return
+        staged = stage_changes(stage, changes)
         if staged.is_empty:
             return
         if stage.is_filled:
             stage.clear(cursor)
         stage.load(cursor, staged)
         stage.is_filled = True
+        if self._copied is not None:
+            staged = self._copied.thin_out(cursor, stage, staged)
         merger.merge(cursor, staged)
 
     def _stage(self, cursor: cursor_type, table: StreamedTable, text_columns: set[int]) -> Stage:
@@ -136,17 +143,9 @@ class Applier:
         return stage
 
     def _commit(self, cursor: cursor_type, position: int, commit_time: int) -> None:
-        new, old = format_lsn(position), format_lsn(self.position)
-        counts: Sequence[int] = (self._changes, self._transactions)
-        cursor.execute(_POSITION, (new, new, *counts, self._tenant.key, old))
-        if cursor.rowcount != 1:
-            raise BrokenStreamError(
-                f'stream of tenant "{self._tenant.key}" is not at the position it was left at',
-                hint="Another stream of this tenant, or a new backfill, has moved it.",
-            )
-        # Last, for a rollback after it would move the origin too.
-        cursor.execute(_ORIGIN, (format_lsn(position), commit_time))
-        self._target.commit()
+        step = Step(self.position, position, commit_time, self._changes, self._transactions)
+        self._progress.record(cursor, step)
+        self._receiver.commit()
         self.position = position
         self._in_transaction = False
         self._changes = self._transactions = 0

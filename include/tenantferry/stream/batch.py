@@ -54,6 +54,10 @@ class Batch:
         """Return where the changes of a table are netted from now on."""
         tables = self.segments[-1].tables
         known = tables.get(table.label)
+        if known is not None and known[0] != table:
+            # The table has another shape from here on.
+            self.segments.append(Segment())
+            tables, known = self.segments[-1].tables, None
         if known is None:
             known = tables[table.label] = (table, table.new_changes())
         return known[1]

@@ -105,7 +105,7 @@ class CopyBoth:
 
     def _lost(self, message: bytes | None) -> TransientError:
         return TransientError(
-            "the source ended the stream",
+            "the server ended the stream",
             detail=" ".join((message or b"").decode("utf-8", "replace").split()),
-            hint="Look at the log of the source server if a retry does not help.",
+            hint="Look at the log of that server if a retry does not help.",
         )

@@ -161,18 +161,20 @@ def stop_at(
     """
     Make the forward stream apply everything with ``commit_lsn < lsn`` and end for good.
 
-    The command stays when this times out: a stream that is started again obeys it then.
+    One that was told so already is waited for. The command stays when this times out: a stream that
+    is started again obeys it then.
 
     :return: the position at which it ended; not below *lsn*.
     :raises TransientError: if it does not end in time.
     """
+    stream = _Stream(tenant_key, Direction.FORWARD)
     with _listening(target, tenant_key) as session:
-        return _command_and_wait(
-            session,
-            _Stream(tenant_key, Direction.FORWARD),
-            StreamCommand.STOP,
-            timeout_seconds=timeout_seconds,
-            lsn=lsn,
+        record = stream.read(session)
+        command_id = record.command_id
+        if (record.command, record.command_lsn) != (StreamCommand.STOP, lsn):
+            command_id = stream.command(session, StreamCommand.STOP, lsn=lsn)
+        return _wait_until_obeyed(
+            session, stream, StreamCommand.STOP, command_id, timeout_seconds=timeout_seconds
         ).position
 
 
@@ -225,7 +227,17 @@ def _command_and_wait(
     lease_seconds: float | None = None,
 ) -> StreamRecord:
     command_id = stream.command(session, verb, lsn=lsn, lease_seconds=lease_seconds)
+    return _wait_until_obeyed(session, stream, verb, command_id, timeout_seconds=timeout_seconds)
 
+
+def _wait_until_obeyed(
+    session: connection,
+    stream: _Stream,
+    verb: StreamCommand,
+    command_id: int,
+    *,
+    timeout_seconds: float,
+) -> StreamRecord:
     def is_acknowledged() -> StreamRecord | None:
         record = stream.read(session)
         if record.command_id != command_id:

@@ -1,4 +1,4 @@
-"""The stream's own markers: how long a commit takes from the source into the target."""
+"""The stream's own markers: how long a commit takes until it is applied."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import time
 import psycopg2
 from psycopg2.extensions import connection
 
-from tenantferry.fleet.declaration import Tenant
 from tenantferry.stream.failures import explain
-from tenantferry.stream.marker import emit_marker
+from tenantferry.stream.marker import write_marker
 
 INTERVAL_SECONDS = 1.0
 
@@ -19,13 +18,14 @@ class Heartbeat:
     """
     Writes a marker about every second, but never a second one before the first came back.
 
-    :param source: session of its own, in autocommit.
+    :param sender: session in autocommit with the side whose changes the stream reads.
+    :param label: tells its markers from those of others; a tenant's key.
     :ivar lsn: of the last marker written, 0 before the first.
     """
 
-    def __init__(self, source: connection, tenant: Tenant) -> None:
-        self._source = source
-        self._tenant = tenant
+    def __init__(self, sender: connection, label: str) -> None:
+        self._sender = sender
+        self._label = label
         self._content = b""
         self._sent_at = 0.0
         self._measured_at = 0.0
@@ -58,19 +58,19 @@ class Heartbeat:
         """
         Write a marker and measure its way.
 
-        :raises TransientError: if the source is lost.
+        :raises TransientError: if the sender is lost.
         """
         nonce = secrets.token_hex(8)
         self._sent_at = time.monotonic()
         self._due_at = self._sent_at + INTERVAL_SECONDS
         self._emit(nonce)
-        self._content = f"{self._tenant.key} {nonce}".encode()
+        self._content = f"{self._label} {nonce}".encode()
 
     def nudge(self) -> None:
         """
-        Write a marker that nobody measures: after it an idle source is known to hold no more.
+        Write a marker that nobody measures: after it an idle sender is known to hold no more.
 
-        :raises TransientError: if the source is lost.
+        :raises TransientError: if the sender is lost.
         """
         self._emit("")
 
@@ -78,7 +78,7 @@ class Heartbeat:
         """
         Take note of markers that are applied.
 
-        :param at: ``time.monotonic()`` when they were durable in the target.
+        :param at: ``time.monotonic()`` when they were durable in the receiver.
         """
         if self._content and self._content in contents:
             self._round_trip = at - self._sent_at
@@ -87,6 +87,6 @@ class Heartbeat:
 
     def _emit(self, content: str) -> None:
         try:
-            self.lsn = emit_marker(self._source, self._tenant, content=content)
+            self.lsn = write_marker(self._sender, f"{self._label} {content}")
         except psycopg2.Error as error:
-            raise explain(error, "write a marker on the source") from None
+            raise explain(error, "write a marker") from None

@@ -21,10 +21,16 @@ def emit_marker(source: connection, tenant: Tenant, *, content: str = "") -> int
     :return: LSN after the message and not after its commit record: the marker's transaction has
         ``commit_lsn >= LSN``, every earlier one ``commit_lsn < LSN``.
     """
-    with source.cursor() as cursor:
-        cursor.execute(
-            "SELECT pg_logical_emit_message(true, %s, %s)::text",
-            (MARKER_PREFIX, f"{tenant.key} {content}"),
-        )
+    return write_marker(source, f"{tenant.key} {content}")
+
+
+def write_marker(sender: connection, text: str) -> int:
+    """
+    Write a marker with any content; see `emit_marker`.
+
+    :param sender: session in autocommit, or the open transaction that the marker shall belong to.
+    """
+    with sender.cursor() as cursor:
+        cursor.execute("SELECT pg_logical_emit_message(true, %s, %s)::text", (MARKER_PREFIX, text))
         row = cursor.fetchone()
     return parse_lsn(row[0]) if row else 0

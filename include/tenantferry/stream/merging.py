@@ -1,8 +1,8 @@
 """
-Merge staged net changes into the target.
+Merge staged net changes into the side that a stream writes to, its *receiver*.
 
-Every statement says how many rows it must touch. A difference means that the target does not hold
-what the source held at P; writing on would hide a loss, so it stops the stream.
+Every statement says how many rows it must touch. A difference means that the receiver does not hold
+what the sender held at P; writing on would hide a loss, so it stops the stream.
 """
 
 from __future__ import annotations
@@ -14,26 +14,28 @@ from psycopg2 import errors, sql
 from psycopg2.extensions import cursor as cursor_type
 
 from tenantferry.errors import PermanentError
+from tenantferry.schema.own_rows import own_rows
 from tenantferry.stream.netchange import BrokenStreamError
 from tenantferry.stream.relations import TENANT_COLUMN, StreamedTable
-from tenantferry.stream.staging import DELETE, INSERT, Stage, Staged, image_column, key_column
+from tenantferry.stream.scope import Scope
+from tenantferry.stream.staging import DELETE, INSERT, Stage, Staged, key_column
 
 _DELETE = sql.SQL(
     "DELETE FROM {table} AS rows USING {stage} AS staged"
-    " WHERE {shapes} AND rows.{tenant_column} = {tenant} AND {same_key}"
+    " WHERE {shapes} AND {in_scope} AND {same_key}"
 )
 _UPDATE = sql.SQL(
     "UPDATE {table} AS rows SET {assignments} FROM {stage} AS staged"
-    " WHERE staged.shape = {shape} AND rows.{tenant_column} = {tenant} AND {same_key}"
+    " WHERE staged.shape = {shape} AND {in_scope} AND {same_key}"
 )
 _INSERT = sql.SQL(
-    "INSERT INTO {table} ({tenant_column}, {columns}) OVERRIDING SYSTEM VALUE"
-    " SELECT {tenant}, {values} FROM {stage} AS staged WHERE {shapes}"
+    "INSERT INTO {place} ({columns}) OVERRIDING SYSTEM VALUE"
+    " SELECT {values} FROM {stage} AS staged WHERE {shapes}"
 )
-# Fills in what only the target knows, before the rows that know it are deleted.
+# Fills in what only the receiver knows, before the rows that know it are deleted.
 _KEEP = sql.SQL(
     "UPDATE {stage} AS staged SET {assignments} FROM {table} AS rows"
-    " WHERE staged.shape = {shape} AND rows.{tenant_column} = {tenant} AND {same_key}"
+    " WHERE staged.shape = {shape} AND {in_scope} AND {same_key}"
 )
 # Rows without a key are told apart by where they lie. *= compares the stored bytes, so that it
 # also works for types without an equality operator.
@@ -41,34 +43,36 @@ _DELETE_IMAGES = sql.SQL(
     "DELETE FROM {table} AS rows USING ("
     "SELECT same.tableoid AS part, same.ctid AS place, -staged.shape AS wanted,"
     " row_number() OVER (PARTITION BY staged.ctid) AS number"
-    " FROM {stage} AS staged JOIN {table} AS same ON same.{tenant_column} = {tenant}"
+    " FROM {stage} AS staged JOIN {table} AS same ON {same_in_scope}"
     " AND ROW({same_values})::record OPERATOR(pg_catalog.*=) ROW({values})::record"
     " WHERE staged.shape < 0) AS victims"
     " WHERE rows.tableoid = victims.part AND rows.ctid = victims.place"
-    " AND victims.number <= victims.wanted AND rows.{tenant_column} = {tenant}"
+    " AND victims.number <= victims.wanted AND {in_scope}"
 )
-_DELETE_TENANT = sql.SQL("DELETE FROM {table} WHERE {tenant_column} = {tenant}")
+_DELETE_ALL = sql.SQL("DELETE FROM {table} AS rows WHERE {in_scope}")
 
 
 class ConflictError(PermanentError):
-    """The target refuses rows that the source holds. Nothing was applied, nothing is lost."""
+    """One side refuses rows that the other one holds. Nothing was applied, nothing is lost."""
 
 
 class Merger:
     """
-    Writes the staged changes of one table for one tenant.
+    Writes the staged changes of one table.
 
     :param stage: what `Stage.load` filled.
     """
 
-    def __init__(self, stage: Stage, *, tenant_id: UUID) -> None:
+    def __init__(self, stage: Stage, scope: Scope) -> None:
         self._stage = stage
+        self._scope = scope
         self._table = stage.table
         self._names = {
-            "table": sql.Identifier(stage.table.schema, stage.table.name),
+            "table": own_rows(stage.table),
+            "place": sql.Identifier(stage.table.schema, stage.table.name),
             "stage": stage.name,
-            "tenant_column": sql.Identifier(TENANT_COLUMN),
-            "tenant": sql.SQL("{}::uuid").format(sql.Literal(str(tenant_id))),
+            "in_scope": _in_scope(scope, "rows"),
+            "same_in_scope": _in_scope(scope, "same"),
         }
 
     def merge(self, cursor: cursor_type, staged: Staged) -> None:
@@ -77,8 +81,8 @@ class Merger:
         unique or exclusion constraint, all rows at once.
 
         :param cursor: in an open transaction; the caller commits.
-        :raises BrokenStreamError: if the target does not hold what the changes are about.
-        :raises ConflictError: if a constraint of the target refuses even the final state.
+        :raises BrokenStreamError: if the receiver does not hold what the changes are about.
+        :raises ConflictError: if a constraint of the receiver refuses even the final state.
         """
         if not self._table.key:
             self._merge_images(cursor, staged)
@@ -88,7 +92,7 @@ class Merger:
             try:
                 self._merge_single(cursor, staged)
             except (errors.UniqueViolation, errors.ExclusionViolation):
-                # Values swap, or pass from row to row. Between two commits of the source the
+                # Values swap, or pass from row to row. Between two commits of the sender the
                 # state need not satisfy the constraint, at a commit it does.
                 cursor.execute("ROLLBACK TO SAVEPOINT merge")
             else:
@@ -97,12 +101,12 @@ class Merger:
         try:
             self._merge_all_at_once(cursor, staged)
         except (errors.UniqueViolation, errors.ExclusionViolation) as error:
-            raise conflict(error, self._table) from None
+            raise conflict(error, self._table, self._scope) from None
         cursor.execute("RELEASE SAVEPOINT merge")
 
-    def delete_tenant(self, cursor: cursor_type) -> None:
-        """Delete the tenant's rows: what TRUNCATE on its own database does."""
-        cursor.execute(_DELETE_TENANT.format(**self._names))
+    def delete_all(self, cursor: cursor_type) -> None:
+        """Delete every row in scope: what TRUNCATE on the other side does."""
+        cursor.execute(_DELETE_ALL.format(**self._names))
 
     def _merge_single(self, cursor: cursor_type, staged: Staged) -> None:
         if staged.deletes:
@@ -128,13 +132,10 @@ class Merger:
                     self._compared(i, sql.SQL("same.{}").format(sql.Identifier(column.name)))
                     for i, column in enumerate(self._table.columns)
                 ),
-                values=_join(
-                    sql.SQL("staged.{}").format(image_column(i))
-                    for i in range(len(self._table.columns))
-                ),
+                values=_join(self._stage.raw_image(i) for i in range(len(self._table.columns))),
                 **self._names,
             )
-            # One pass over the tenant's rows, sorted, instead of one for each deleted row.
+            # One pass over the rows in scope, sorted, instead of one for each deleted row.
             cursor.execute("SET LOCAL enable_mergejoin = on; SET LOCAL enable_seqscan = on")
             self._run(cursor, query, staged.deletes, "delete")
             cursor.execute("SET LOCAL enable_mergejoin = off; SET LOCAL enable_seqscan = off")
@@ -143,22 +144,22 @@ class Merger:
                 query = self._insert_query(inserts_only=True)
                 self._run(cursor, query, staged.inserts, "insert")
             except (errors.UniqueViolation, errors.ExclusionViolation) as error:
-                raise conflict(error, self._table) from None
+                raise conflict(error, self._table, self._scope) from None
 
     def _run(self, cursor: cursor_type, query: sql.Composed, expected: int, what: str) -> None:
         cursor.execute(query)
         touched = cursor.rowcount
         if touched != expected:
             raise BrokenStreamError(
-                f'target does not hold what the source changed in table "{self._table.label}"',
+                f"{self._scope.receiver} does not hold what the {self._scope.sender} changed in"
+                f' table "{self._table.label}"',
                 detail=f"The {what} of {expected} row(s) touched {touched}."
                 + self._missing_keys(cursor),
-                hint="Somebody else wrote to the tenant's rows, or the copy is not the state at the"
-                ' stream\'s position: clear the task "backfill" and those after it.',
+                hint=self._scope.broken_hint,
             )
 
     def _missing_keys(self, cursor: cursor_type) -> str:
-        """Name a few rows that the changes are about and that the target does not hold."""
+        """Name a few rows that the changes are about and that the receiver does not hold."""
         if not self._table.key:
             return ""
         keys = [key_column(n) for n in range(len(self._table.key))]
@@ -166,8 +167,7 @@ class Merger:
         cursor.execute(
             sql.SQL(
                 "SELECT ROW({keys})::text FROM {stage} AS staged WHERE shape <> {insert} AND NOT"
-                " EXISTS (SELECT FROM {table} AS rows WHERE rows.{tenant_column} = {tenant} AND"
-                " {same_key}) LIMIT 5"
+                " EXISTS (SELECT FROM {table} AS rows WHERE {in_scope} AND {same_key}) LIMIT 5"
             ).format(
                 keys=_join(keys),
                 insert=sql.Literal(INSERT),
@@ -189,10 +189,15 @@ class Merger:
 
     def _insert_query(self, *, inserts_only: bool) -> sql.Composed:
         comparison = sql.SQL("staged.shape = {}" if inserts_only else "staged.shape > {}")
+        columns: list[sql.Composable] = [sql.Identifier(c.name) for c in self._table.columns]
+        values: list[sql.Composable] = [self._value(i) for i in range(len(self._table.columns))]
+        if self._scope.tenant_id is not None:
+            columns.insert(0, sql.Identifier(TENANT_COLUMN))
+            values.insert(0, _tenant(self._scope.tenant_id))
         return _INSERT.format(
             shapes=comparison.format(sql.Literal(INSERT if inserts_only else DELETE)),
-            columns=_join(sql.Identifier(column.name) for column in self._table.columns),
-            values=_join(self._value(i) for i in range(len(self._table.columns))),
+            columns=_join(columns),
+            values=_join(values),
             **self._names,
         )
 
@@ -211,10 +216,7 @@ class Merger:
 
     def _keep_query(self, kept: tuple[int, ...], shape: int) -> sql.Composed:
         assignments = _join(
-            sql.SQL("{} = {}").format(
-                image_column(i),
-                self._compared(i, sql.SQL("rows.{}").format(self._column(i))),
-            )
+            self._stage.set_image(i, self._compared(i, sql.SQL("rows.{}").format(self._column(i))))
             for i in kept
         )
         return _KEEP.format(
@@ -233,7 +235,7 @@ class Merger:
                     self._column(position),
                     sql.Identifier(schema),
                     sql.SQL(operator),
-                    self._cast(position, key_column(number)),
+                    self._stage.old_key(number),
                 )
             )
         return sql.SQL(" AND ").join(comparisons)
@@ -242,33 +244,37 @@ class Merger:
         return sql.Identifier(self._table.columns[position].name)
 
     def _value(self, position: int) -> sql.Composed:
-        return self._cast(position, image_column(position))
-
-    def _cast(self, position: int, column: sql.Identifier) -> sql.Composed:
-        """Give back its type to a value that is staged as text."""
-        staged = sql.SQL("staged.{}").format(column)
-        if position not in self._stage.text_columns:
-            return staged
-        type_name = self._table.columns[position].type_name
-        return sql.SQL("{}::{}").format(staged, sql.SQL(type_name))
+        return self._stage.image(position)
 
     def _compared(self, position: int, value: sql.Composed) -> sql.Composed:
-        """Give a value of the target the type of its staging column."""
+        """Give a value of the receiver the type of its staging column."""
         is_text = position in self._stage.text_columns
         type_name = "text" if is_text else self._table.columns[position].base_type
         return sql.SQL("({}::{})").format(value, sql.SQL(type_name))
 
 
-def conflict(error: errors.IntegrityError, table: StreamedTable | None) -> ConflictError:
-    """Tell a violated constraint of the target as what it means for the tenant."""
+def conflict(
+    error: errors.IntegrityError, table: StreamedTable | None, scope: Scope
+) -> ConflictError:
+    """Tell a violated constraint of the receiver as what it means for the tenant."""
     label = table.label if table else f"{error.diag.schema_name}.{error.diag.table_name}"
     return ConflictError(
-        f'table "{label}" of the target refuses rows of the source',
+        f'table "{label}" of the {scope.receiver} refuses rows of the {scope.sender}',
         detail=f'Constraint "{error.diag.constraint_name}": {error.diag.message_primary}.'
         f" {error.diag.message_detail or ''}".rstrip(),
-        hint="Correct the constraint or the row, then clear the task; the slot still holds the"
-        " change.",
+        hint=scope.conflict_hint,
     )
+
+
+def _in_scope(scope: Scope, alias: str) -> sql.Composable:
+    if scope.tenant_id is None:
+        return sql.SQL("true")
+    column = sql.Identifier(alias, TENANT_COLUMN)
+    return sql.SQL("{} = {}").format(column, _tenant(scope.tenant_id))
+
+
+def _tenant(tenant_id: UUID) -> sql.Composed:
+    return sql.SQL("{}::uuid").format(sql.Literal(str(tenant_id)))
 
 
 def _join(parts: Iterable[sql.Composable]) -> sql.Composed:

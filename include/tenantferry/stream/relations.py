@@ -13,13 +13,22 @@ from tenantferry.schema.model import Table
 from tenantferry.stream.netchange import Changes, KeyedChanges, KeylessChanges
 from tenantferry.stream.pgoutput import Relation
 
-_COLUMNS = resources.files("tenantferry.stream").joinpath("target_columns.sql").read_text("utf-8")
+_COLUMNS = resources.files("tenantferry.stream").joinpath("written_columns.sql").read_text("utf-8")
 _TYPE_NAMES = (
     "SELECT format_type(type, typmod) FROM unnest(%s::oid[], %s::integer[])"
     " WITH ORDINALITY AS columns (type, typmod, number) ORDER BY number"
 )
 _TEXT_ONLY = resources.files("tenantferry.stream").joinpath("text_only.sql").read_text("utf-8")
+_ROOT = (
+    "SELECT schemas.nspname, classes.relname FROM pg_catalog.pg_class AS classes"
+    " JOIN pg_catalog.pg_namespace AS schemas ON schemas.oid = classes.relnamespace"
+    " WHERE classes.oid = pg_partition_root(%s)"
+)
 TENANT_COLUMN = "tenant_id"
+_DRIFT_HINT = (
+    'Make both sides the same and clear the task "stream_cdc"; if the source sent rows of both'
+    ' shapes, clear the task "backfill" and those after it.'
+)
 
 
 class DriftError(PermanentError):
@@ -27,9 +36,9 @@ class DriftError(PermanentError):
 
 
 @dataclass(frozen=True, slots=True)
-class TargetColumn:
+class WrittenColumn:
     """
-    A column of the target whose value the stream carries.
+    A column of the receiver whose value the stream carries.
 
     :ivar base_type: the type below all domains, by which a row is staged, and its collation.
     :ivar equality: schema and name of the operator that its index uses.
@@ -48,14 +57,16 @@ class StreamedTable:
     """
     A table as the stream applies it.
 
-    :ivar columns: in the order in which the source sends them.
+    :ivar columns: in the order in which the sender sends them.
     :ivar key: positions of the key columns; empty where rows have no usable key.
+    :ivar only: see `Table`.
     """
 
     schema: str
     name: str
-    columns: tuple[TargetColumn, ...]
+    columns: tuple[WrittenColumn, ...]
     key: tuple[int, ...]
+    only: bool = False
 
     @property
     def label(self) -> str:
@@ -79,6 +90,12 @@ class Relations:
         self._source = source
         self._target = target
         self._tables: Mapping[tuple[str, str], Table] = {t.qualified: t for t in tables}
+        # Of these the source says that it sends whole old rows, whatever a partition keeps of them.
+        self._whole_roots = {
+            t.qualified
+            for t in self._tables.values()
+            if t.is_partitioned and t.replica_identity == "f"
+        }
         self._known: dict[int, tuple[Relation, StreamedTable | None]] = {}
 
     def __getitem__(self, oid: int) -> StreamedTable | None:
@@ -89,7 +106,8 @@ class Relations:
         """
         Check a table that the source is about to send changes of.
 
-        A table outside the move is remembered as such and otherwise ignored.
+        A table outside the move, or a partition of one inside, is remembered as such and otherwise
+        ignored.
 
         :raises DriftError: if source and target do not agree about its columns.
         """
@@ -97,45 +115,74 @@ class Relations:
         if known is not None and known[0] == relation:
             return
         table = self._tables.get((relation.schema, relation.name))
+        if table is None and relation.identity != "f":
+            self._check_partition(relation)
         streamed = None if table is None else self._check(relation, table)
         self._known[relation.oid] = relation, streamed
 
+    def _check_partition(self, relation: Relation) -> None:
+        """Check that the old rows of a partition may pass for those of its root."""
+        if not self._whole_roots:
+            return
+        with self._source.cursor() as cursor:
+            cursor.execute(_ROOT, (relation.oid,))
+            root = cursor.fetchone()
+        # Of one that is gone again nobody can tell what it belonged to.
+        if root is None or root in self._whole_roots:
+            name = f"{relation.schema}.{relation.name}"
+            raise DriftError(
+                f'table "{name}" has another replica identity than what it is a partition of',
+                detail="Its changes come without whole old rows. None of them was applied.",
+                hint=f"ALTER TABLE {name} REPLICA IDENTITY FULL, then clear the task"
+                ' "backfill" and those after it.',
+            )
+
     def _check(self, relation: Relation, table: Table) -> StreamedTable:
-        target = read_target_columns(self._target, table.schema, table.name)
-        sent = list(
-            zip((c.name for c in relation.columns), self._type_names(relation), strict=True)
-        )
-        _check_same(table, "target", sent, [(c.name, c.type_name) for c in target])
-        at_start = [(c.name, c.type_name) for c in table.copied_columns]
-        _check_same(table, "source at the start of the stream", sent, at_start)
+        target = read_written_columns(self._target, table.schema, table.name)
         names = [column.name for column in relation.columns]
+        sent = list(zip(names, read_type_names(self._source, relation), strict=True))
+        at_start = table.copied_columns
+        for side, columns in ("target", target), ("source at the start of the stream", at_start):
+            expected = [(column.name, column.type_name) for column in columns]
+            check_same_columns(table.label, side, sent, expected, sender="source", hint=_DRIFT_HINT)
         if relation.identity in "di":
             _check_key(table, [c.name for c in relation.columns if c.in_key])
         key = () if _is_deferrable(table) else table.key
         return StreamedTable(
-            table.schema, table.name, tuple(target), tuple(names.index(name) for name in key)
+            table.schema,
+            table.name,
+            tuple(target),
+            tuple(names.index(name) for name in key),
+            only=table.only,
         )
 
-    def _type_names(self, relation: Relation) -> list[str]:
-        with self._source.cursor() as cursor:
-            cursor.execute(
-                _TYPE_NAMES,
-                ([c.type_oid for c in relation.columns], [c.typmod for c in relation.columns]),
-            )
-            return [row[0] for row in cursor.fetchall()]
+
+def read_type_names(sender: connection, relation: Relation) -> list[str]:
+    """
+    Return the types of a relation's columns as people write them.
+
+    :param sender: open transaction or autocommit; only read.
+    """
+    with sender.cursor() as cursor:
+        cursor.execute(
+            _TYPE_NAMES,
+            ([c.type_oid for c in relation.columns], [c.typmod for c in relation.columns]),
+        )
+        return [row[0] for row in cursor.fetchall()]
 
 
-def read_target_columns(target: connection, schema: str, name: str) -> list[TargetColumn]:
+def read_written_columns(receiver: connection, schema: str, name: str) -> list[WrittenColumn]:
     """
     Return the columns whose values the stream carries: without generated ones and ``tenant_id``.
 
-    :param target: open transaction or autocommit; only read.
+    :param receiver: open transaction or autocommit; only read.
+    :return: empty where there is no such table.
     """
-    with target.cursor() as cursor:
+    with receiver.cursor() as cursor:
         cursor.execute(_COLUMNS, (schema, name, schema, name))
         rows = cursor.fetchall()
     return [
-        TargetColumn(
+        WrittenColumn(
             column,
             type_name,
             base_type,
@@ -147,24 +194,35 @@ def read_target_columns(target: connection, schema: str, name: str) -> list[Targ
     ]
 
 
-def can_send_binary(source: connection, tables: Iterable[Table]) -> bool:
+def can_send_binary(sender: connection, tables: Iterable[tuple[str, str]]) -> bool:
     """
-    Tell whether the source can send all values of these tables in binary.
+    Tell whether a server can send all values of these tables in binary.
 
-    :param source: open transaction or autocommit; only read.
+    :param sender: open transaction or autocommit; only read.
+    :param tables: schema and name of each.
     """
-    names = [table.qualified for table in tables]
-    with source.cursor() as cursor:
+    names = list(tables)
+    with sender.cursor() as cursor:
         cursor.execute(_TEXT_ONLY, ([schema for schema, _ in names], [name for _, name in names]))
         return cursor.fetchone() == (False,)
 
 
-def _check_same(
-    table: Table,
+def check_same_columns(
+    label: str,
     side: str,
     sent: Sequence[tuple[str, str]],
     expected: Sequence[tuple[str, str]],
+    *,
+    sender: str,
+    hint: str,
 ) -> None:
+    """
+    Check that a table looks as it is expected to.
+
+    :param side: what *expected* was read from.
+    :param sent: name and type of each column, in order.
+    :raises DriftError: if it does not.
+    """
     if list(sent) == list(expected):
         return
     only_sent = [
@@ -174,16 +232,15 @@ def _check_same(
         f"{name} {type_name}" for name, type_name in expected if (name, type_name) not in sent
     ]
     detail = (
-        f"Only in what the source sends: {', '.join(only_sent) or 'nothing'}."
+        f"Only in what the {sender} sends: {', '.join(only_sent) or 'nothing'}."
         f" Only in the {side}: {', '.join(missing) or 'nothing'}."
         if only_sent or missing
         else f"The columns of the {side} have another order."
     )
     raise DriftError(
-        f'table "{table.label}" has changed: its columns differ from the {side}',
+        f'table "{label}" has changed: its columns differ from the {side}',
         detail=f"{detail} No row of the new shape was applied.",
-        hint='Make both sides the same and clear the task "stream_cdc"; if the source sent rows of'
-        ' both shapes, clear the task "backfill" and those after it.',
+        hint=hint,
     )
 
 

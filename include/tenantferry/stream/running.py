@@ -28,8 +28,11 @@ from tenantferry.stream.applier import APPLY_SETTINGS, Applier
 from tenantferry.stream.failures import explain
 from tenantferry.stream.heartbeat import Heartbeat
 from tenantferry.stream.loop import Loop
+from tenantferry.stream.partial import CopiedPart, settle_part
+from tenantferry.stream.progress import TargetProgress
 from tenantferry.stream.reading import Reader
 from tenantferry.stream.relations import Relations, can_send_binary
+from tenantferry.stream.scope import forward_scope
 from tenantferry.stream.takeover import settle_origin, take_slot, take_target
 from tenantferry.stream.walsender import Walsender
 from tenantferry.stream.worker import Worker
@@ -66,6 +69,7 @@ def run_stream(
     *,
     stop: threading.Event,
     batch_bytes: int = BATCH_BYTES,
+    while_copying: bool = False,
 ) -> StreamResult:
     """
     Apply the source's changes to the target until told to stop, or until *stop* is set.
@@ -75,7 +79,9 @@ def run_stream(
 
     :param tables: those of the move, as the source describes them now.
     :param batch_bytes: about how much memory a batch may take.
-    :raises TransientError: if a server was lost; the next start goes on.
+    :param while_copying: write to the copied chunks of a backfill that is not done, see `catch_up`.
+    :raises TransientError: if a server was lost, or the tenant is not copied yet; the next start
+        goes on.
     :raises PermanentError: if the stream cannot go on without a person: the tables have changed,
         the slot was lost, the target does not hold what it should. Nothing more was applied.
     """
@@ -83,7 +89,7 @@ def run_stream(
         with ExitStack() as stack:
             return _stream(
                 stack, source_params, target_params, tenant, tables, stop=stop,
-                batch_bytes=batch_bytes,
+                batch_bytes=batch_bytes, while_copying=while_copying,
             )  # fmt: skip
     except TenantferryError as error:
         record_failure(target_params, tenant.key, str(error))
@@ -103,6 +109,7 @@ def _stream(
     *,
     stop: threading.Event,
     batch_bytes: int,
+    while_copying: bool,
 ) -> StreamResult:
     purpose = f"stream {tenant.key}"
 
@@ -126,26 +133,28 @@ def _stream(
         closing(open_connection(source_params, purpose=purpose, autocommit=True))
     )
     take_slot(source, tenant, confirmed=record.confirmed)
+    copied = settle_part(source, applying, tenant, tables, while_copying=while_copying)
     answers.end(StreamState.STARTING, None)
     walsender = stack.enter_context(
         Walsender(
             source_params,
-            tenant,
+            slot=tenant.slot,
+            purpose=purpose,
             position=record.position,
-            binary=can_send_binary(source, tables),
+            binary=can_send_binary(source, [table.qualified for table in tables]),
         )
     )
     logger.info("stream starts tenant=%s position=%s", tenant.key, format_lsn(record.position))
     applying.autocommit = False
     worker = stack.enter_context(
-        closing(Worker(Applier(applying, tenant, position=record.position), applying))
+        closing(Worker(_make_applier(applying, tenant, record.position, copied), applying))
     )
     loop = Loop(
         walsender=walsender,
         reader=Reader(walsender, Relations(source, control, tables), position=record.position),
         worker=worker,
         answers=answers,
-        heartbeat=Heartbeat(source, tenant),
+        heartbeat=Heartbeat(source, tenant.key),
         position=record.position,
         confirmed=record.confirmed,
         byte_limit=batch_bytes,
@@ -155,6 +164,18 @@ def _stream(
     result = _result(require_stream(control, tenant.key), state)
     logger.info("stream ends tenant=%s reason=%s", tenant.key, result.reason)
     return result
+
+
+def _make_applier(
+    target: connection, tenant: Tenant, position: int, copied: CopiedPart | None
+) -> Applier:
+    return Applier(
+        target,
+        forward_scope(tenant.id),
+        TargetProgress(tenant),
+        position=position,
+        copied=copied,
+    )
 
 
 def _order_of(record: StreamRecord) -> Order:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from struct import Struct
@@ -11,7 +12,7 @@ from psycopg2.extensions import cursor as cursor_type
 
 from tenantferry.errors import PermanentError
 from tenantferry.stream.netchange import Changes, Key, KeyedChanges
-from tenantferry.stream.pgoutput import NULL, UNCHANGED
+from tenantferry.stream.pgoutput import NULL, UNCHANGED, Field
 from tenantferry.stream.relations import StreamedTable
 
 # Signature, flags and length of the header extension; the trailer is a row of -1 columns.
@@ -19,6 +20,10 @@ _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER = b"\xff\xff"
 _ROW = Struct("!H").pack
 _SHAPE = Struct("!ii").pack
+_INT = Struct("!i").pack
+_OID = Struct("!I").pack
+# MaxHeapAttributeNumber: a table of almost as many columns leaves no room for ours beside them.
+_MOST_COLUMNS = 1600
 _COPY_READ_BYTES = 1 << 20
 
 # Shapes of a staged row. An update has FIRST_UPDATE plus the number of its set of kept columns;
@@ -53,10 +58,11 @@ class Staged:
         return not (self.deletes or self.inserts or self.counts)
 
 
-def stage_changes(table: StreamedTable, changes: Changes) -> Staged:
-    """Write net changes in the format of binary COPY, for the staging table of *table*."""
+def stage_changes(stage: Stage, changes: Changes) -> Staged:
+    """Write net changes in the format of binary COPY, for a staging table that was created."""
     if isinstance(changes, KeyedChanges):
-        return _stage_keyed(table, changes)
+        return _stage_keyed(stage, changes)
+    table = stage.table
     staged = Staged(BytesIO())
     rows = [_HEADER]
     start = _ROW(1 + len(table.columns))
@@ -70,16 +76,16 @@ def stage_changes(table: StreamedTable, changes: Changes) -> Staged:
     return _finish(staged, rows)
 
 
-def _stage_keyed(table: StreamedTable, changes: KeyedChanges) -> Staged:
+def _stage_keyed(stage: Stage, changes: KeyedChanges) -> Staged:
     staged = Staged(BytesIO())
-    width = len(table.columns)
-    start = _ROW(1 + len(table.key) + width)
-    no_key, no_image = NULL * len(table.key), NULL * width
+    key = stage.table.key
+    start = _ROW(1 + len(key) + stage.width)
+    no_key, no_image = NULL * len(key), NULL * stage.width
     as_delete, as_insert = start + _shape(DELETE), start + _shape(INSERT) + no_key
     rows = [_HEADER]
-    for key in changes.deletes():
+    for gone in changes.deletes():
         staged.deletes += 1
-        rows += (as_delete, _join_key(key), no_image)
+        rows += (as_delete, _join_key(gone), no_image)
     for row in changes.updates():
         fields = row.fields
         kept: tuple[int, ...] = ()
@@ -89,18 +95,18 @@ def _stage_keyed(table: StreamedTable, changes: KeyedChanges) -> Staged:
         shape = staged.kept.setdefault(kept, FIRST_UPDATE + len(staged.kept))
         staged.counts[shape] = staged.counts.get(shape, 0) + 1
         rows += (start, _shape(shape), _join_key(row.original))
-        rows += fields  # type: ignore[arg-type]  # bytes: no UNCHANGED
+        rows += stage.pack(fields)  # type: ignore[arg-type]  # bytes: no UNCHANGED
     for fields in changes.inserts():
         staged.inserts += 1
         rows.append(as_insert)
-        rows += fields  # type: ignore[arg-type]  # bytes: no UNCHANGED
+        rows += stage.pack(fields)  # type: ignore[arg-type]  # bytes: no UNCHANGED
     return _finish(staged, rows)
 
 
 def _finish(staged: Staged, rows: list[bytes]) -> Staged:
     rows.append(_TRAILER)
-    staged.data.write(b"".join(rows))
-    staged.data.seek(0)
+    # Not written to one: that would be another copy of every value.
+    staged.data = BytesIO(b"".join(rows))
     return staged
 
 
@@ -118,7 +124,10 @@ class Stage:
     """
     The staging table of one streamed table; it belongs to the session and is empty at COMMIT.
 
+    The last columns of a very wide table share one of a composite type.
+
     :ivar name: to be used in SQL.
+    :ivar width: number of columns that hold an image.
     :ivar text_columns: positions of columns that are staged as text, for their type has no binary
         output.
     :ivar is_filled: whether this transaction has used it; its user keeps this up to date.
@@ -130,18 +139,56 @@ class Stage:
         self.is_filled = False
         self.name = sql.Identifier("pg_temp", f"stage_{number}")
         self.text_columns = frozenset(text_columns)
+        self.width = min(len(table.columns), _MOST_COLUMNS - 1 - len(table.key))
+        self._rest_name = sql.Identifier("pg_temp", f"rest_{number}")
+        self._rest_types: list[int] = []
+
+    @property
+    def _plain(self) -> int:
+        """How many columns of the table have one of their own."""
+        return self.width - (self.width < len(self.table.columns))
 
     def create(self, cursor: cursor_type) -> None:
         """Create the table, or create it anew with other columns."""
         columns: list[sql.Composable] = [sql.SQL("shape integer")]
         columns += [self._column(key_column(n), i) for n, i in enumerate(self.table.key)]
-        columns += [self._column(image_column(i), i) for i in range(len(self.table.columns))]
+        columns += [self._column(image_column(i), i) for i in range(self._plain)]
         cursor.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self.name))
+        cursor.execute(sql.SQL("DROP TYPE IF EXISTS {}").format(self._rest_name))
+        if self._plain < self.width:
+            self._create_rest(cursor)
+            columns.append(sql.SQL("rest {}").format(self._rest_name))
         cursor.execute(
             sql.SQL("CREATE TEMPORARY TABLE {} ({}) ON COMMIT DELETE ROWS").format(
                 self.name, sql.SQL(", ").join(columns)
             )
         )
+
+    def _create_rest(self, cursor: cursor_type) -> None:
+        rest = range(self._plain, len(self.table.columns))
+        cursor.execute(
+            sql.SQL("CREATE TYPE {} AS ({})").format(
+                self._rest_name,
+                sql.SQL(", ").join(self._column(image_column(i), i) for i in rest),
+            )
+        )
+        # The binary format of a composite value names the types.
+        cursor.execute(
+            "SELECT a.atttypid FROM pg_catalog.pg_attribute AS a"
+            " WHERE a.attrelid = %s::pg_catalog.regclass ORDER BY a.attnum",
+            (f"pg_temp.rest_{self.number}",),
+        )
+        self._rest_types = [oid for (oid,) in cursor.fetchall()]
+
+    def pack(self, fields: Sequence[Field]) -> Sequence[Field]:
+        """Return the fields of an image, none of them UNCHANGED, as the table has columns."""
+        if self._plain == len(fields):
+            return fields
+        rest = [_INT(len(self._rest_types))]
+        for oid, value in zip(self._rest_types, fields[self._plain :], strict=True):
+            rest += (_OID(oid), value or NULL)
+        packed = b"".join(rest)
+        return [*fields[: self._plain], _INT(len(packed)), packed]
 
     def load(self, cursor: cursor_type, staged: Staged) -> None:
         """
@@ -158,6 +205,32 @@ class Stage:
     def clear(self, cursor: cursor_type) -> None:
         """Empty the table before the transaction ends."""
         cursor.execute(sql.SQL("TRUNCATE {}").format(self.name))
+
+    def old_key(self, number: int) -> sql.Composed:
+        """Return the old value of the *number*-th key column of a staged row."""
+        value = sql.SQL("staged.{}").format(key_column(number))
+        return self._typed(self.table.key[number], value)
+
+    def image(self, position: int) -> sql.Composed:
+        """Return the value at *position* of a staged row, in the type of its column."""
+        return self._typed(position, self.raw_image(position))
+
+    def raw_image(self, position: int) -> sql.Composed:
+        """Return the value at *position* of a staged row, which may be its text."""
+        place = "staged.{}" if position < self._plain else "(staged.rest).{}"
+        return sql.SQL(place).format(image_column(position))
+
+    def set_image(self, position: int, value: sql.Composable) -> sql.Composed:
+        """Return what stands behind SET to give a staged row another value at *position*."""
+        place = "{} = {}" if position < self._plain else "rest.{} = {}"
+        return sql.SQL(place).format(image_column(position), value)
+
+    def _typed(self, position: int, staged: sql.Composed) -> sql.Composed:
+        """Give back its type to a value that may be staged as text."""
+        if position not in self.text_columns:
+            return staged
+        type_name = self.table.columns[position].type_name
+        return sql.SQL("{}::{}").format(staged, sql.SQL(type_name))
 
     def _column(self, name: sql.Identifier, position: int) -> sql.Composed:
         # A type name as format_type spells it is SQL already.

@@ -12,7 +12,6 @@ import psycopg2
 
 from tenantferry.connections import ConnectionParams, open_replication_connection
 from tenantferry.errors import TransientError
-from tenantferry.fleet.declaration import Tenant
 from tenantferry.stream.copyboth import CopyBoth
 from tenantferry.stream.pgoutput import Message, decode
 
@@ -20,47 +19,58 @@ _DATA, _KEEPALIVE = b"wk"
 # "w", start and end of the log data, time of sending.
 _DATA_HEADER_BYTES = 25
 _KEEPALIVE_BODY = Struct("!QqB").unpack_from
-# Values that come as text must mean the same to the target.
+# Values that come as text must mean the same to the receiver.
 _TEXT_SETTINGS = (
     "SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres'; SET extra_float_digits = 1;"
     " SET bytea_output = 'hex'; SET TimeZone = 'UTC'; SET search_path = pg_catalog"
 )
 _STATUS = Struct("!cQQQqB")
 _EPOCH_OFFSET_SECONDS = 946_684_800  # 2000-01-01
+_VERSION_WITH_ORIGIN_FILTER = 160000
 
 
 class Walsender:
     """
-    A started slot of one tenant.
+    A started slot.
 
-    :param position: P: transactions with a lower ``commit_lsn`` are not sent.
+    :param slot: also the name of the publication.
+    :param position: transactions with a lower ``commit_lsn`` are not sent.
     :param binary: ask for binary values of all types that have them, else for text of all.
+    :param skip_replicated: ask for no transaction that came by replication itself. Servers before
+        16 send these all the same, each with an `Origin`.
     :ivar received: everything of ours that was committed before it has been returned.
     :ivar wants_reply: the server waits for a confirmation, e.g. in order to shut down.
     """
 
     def __init__(
-        self, source: ConnectionParams, tenant: Tenant, *, position: int, binary: bool
+        self,
+        sender: ConnectionParams,
+        *,
+        slot: str,
+        purpose: str,
+        position: int,
+        binary: bool,
+        skip_replicated: bool = False,
     ) -> None:
-        self._session = open_replication_connection(source, purpose=f"stream {tenant.key}")
+        self._session = open_replication_connection(sender, purpose=purpose)
+        options = {
+            "proto_version": "1",
+            "publication_names": f'"{slot}"',
+            "binary": "true" if binary else "false",
+            "messages": "true",
+        }
+        if skip_replicated and self._session.server_version >= _VERSION_WITH_ORIGIN_FILTER:
+            options["origin"] = "none"
         try:
             cursor = self._session.cursor()
             cursor.execute(_TEXT_SETTINGS)
             cursor.start_replication(
-                slot_name=tenant.slot,
-                decode=False,
-                start_lsn=position,
-                options={
-                    "proto_version": "1",
-                    "publication_names": f'"{tenant.publication}"',
-                    "binary": "true" if binary else "false",
-                    "messages": "true",
-                },
+                slot_name=slot, decode=False, start_lsn=position, options=options
             )
         except psycopg2.Error as error:
             self._session.close()
             raise TransientError(
-                f'could not start replication slot "{tenant.slot}"',
+                f'could not start replication slot "{slot}"',
                 detail=" ".join(str(error).split()),
             ) from None
         self._copy = CopyBoth(self._session)

@@ -1,0 +1,1 @@
+"""The way back: what live tenants write in the target is applied to their sources."""
