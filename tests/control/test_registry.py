@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from contextlib import closing
 from itertools import pairwise
 from uuid import UUID
 
 import pytest
 from psycopg2.extensions import connection
 
+from tenantferry.connections import ConnectionParams, open_connection
 from tenantferry.control.phases import NEXT, IllegalPhaseError, Phase, check_move
 from tenantferry.control.registry import (
     change_phase,
@@ -42,6 +44,33 @@ def test_ensure_control_schema_may_run_again(target: connection) -> None:
     ensure_control_schema(target)
 
     assert read_registration(target, "acme") is not None
+
+
+def test_ensure_control_schema_does_not_wait_for_a_cutover(
+    target: connection, target_params: ConnectionParams
+) -> None:
+    register(target)
+
+    # A cutover in its write pause, which would wait for us as well.
+    with closing(open_connection(target_params, purpose="test")) as cutover, cutover:
+        change_phase(cutover, "acme", Phase.PREPARED, run_id="run 1", reason="test")
+        with target.cursor() as cursor:
+            cursor.execute("SET lock_timeout = '1s'")
+        ensure_control_schema(target)
+
+
+def test_ensure_control_schema_completes_one_that_was_made_of_another_file(
+    target: connection,
+) -> None:
+    with target.cursor() as cursor:
+        cursor.execute("COMMENT ON SCHEMA tenantferry IS 'made before there were validations'")
+        cursor.execute("DROP TABLE tenantferry.mismatches, tenantferry.validations")
+
+    ensure_control_schema(target)
+
+    with target.cursor() as cursor:
+        cursor.execute("SELECT to_regclass('tenantferry.mismatches') IS NOT NULL")
+        assert cursor.fetchone() == (True,)
 
 
 def test_change_phase_records_every_step_of_the_way(target: connection) -> None:

@@ -120,5 +120,5 @@ def test_the_command_of_the_readme_makes_pools(tmp_path: Path) -> None:
 def test_every_file_that_the_readme_names_exists() -> None:
     named = set(re.findall(r"(?:include|scripts|dags|plugins|docs)/[\w./*-]*\w", README))
 
-    assert {"scripts/give_up_source.sql", "include/fleet.yaml"} <= named
+    assert {"include/tenantferry/schema/source_privileges.sql", "include/fleet.yaml"} <= named
     assert [name for name in sorted(named) if not any(PROJECT_ROOT.glob(name))] == []

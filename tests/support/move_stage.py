@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +15,8 @@ from tenantferry.connections import ConnectionParams, open_client_connection
 from tenantferry.local.pgbouncer import PgBouncer
 from tenantferry.moves.move import Move
 from tenantferry.moves.stream import stream
+from tenantferry.reverse.running import LaneSource, run_reverse
+from tenantferry.reverse.slot import ensure_reverse
 
 APP_PASSWORD = "owner"
 ACME_ID = UUID("11111111-1111-1111-1111-111111111111")
@@ -60,14 +62,33 @@ class Stage:
         return sorted(str(acl).strip("{}").split(","))
 
     @contextmanager
-    def streaming(self) -> Iterator[None]:
+    def streaming(self, *, run_id: str | None = "test") -> Iterator[None]:
         """Host the stream beside the block, as a task of its own."""
-        stop = threading.Event()
-        thread = threading.Thread(target=lambda: stream(self.move, stop=stop), daemon=True)
-        thread.start()
-        try:
+        move = replace(self.move, run_id=run_id)
+        with _hosting(lambda stop: stream(move, stop=stop)):
             yield
-        finally:
-            stop.set()
-            thread.join(30)
-            assert not thread.is_alive()
+
+    @contextmanager
+    def reversing(self) -> Iterator[None]:
+        """Host the reverse streams beside the block."""
+        source = LaneSource(self.move.tenant, self.move.source)
+        ensure_reverse(self.move.target)
+        with _hosting(
+            lambda stop: run_reverse(
+                self.move.target, lambda _: source, stop=stop, wal_budget_bytes=1 << 30
+            )
+        ):
+            yield
+
+
+@contextmanager
+def _hosting(run: Callable[[threading.Event], object]) -> Iterator[None]:
+    stop = threading.Event()
+    thread = threading.Thread(target=lambda: run(stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(30)
+        assert not thread.is_alive()

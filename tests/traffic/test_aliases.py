@@ -8,13 +8,16 @@ import pytest
 
 from tenantferry.errors import PermanentError
 from tenantferry.traffic.aliases import (
+    forget_former,
     format_entry,
     parse_entry,
     put_entry,
     read_entry,
+    read_former_entry,
     remove_entry,
     replace_entry,
     restore_entry,
+    return_entry,
 )
 
 TEXT = """\
@@ -158,3 +161,80 @@ def test_two_tenants_flip_at_once_and_none_is_lost(tmp_path: Path) -> None:
         thread.join()
 
     assert [read_entry(path, key) for key in keys] == [NEW] * len(keys)
+
+
+def flip(path: Path, *, attempt: int) -> None:
+    """As a cutover does: what else the line says stays."""
+    replace_entry(path, "acme", {**read_entry(path, "acme"), **NEW}, attempt=attempt)
+
+
+def test_return_entry_puts_back_the_very_line_and_keeps_both_comments(path: Path) -> None:
+    flip(path, attempt=7)
+
+    returned = return_entry(path, "acme", former=7, attempt=8)
+    once = path.read_text("utf-8")
+    return_entry(path, "acme", former=7, attempt=8)
+
+    assert returned == read_entry(path, "acme") == read_former_entry(path, "acme", attempt=7)
+    assert TEXT.splitlines()[2] in once.splitlines()
+    assert [" tenantferry 7: " in line for line in once.splitlines()[2:4]] == [True, False]
+    assert [" tenantferry 8: " in line for line in once.splitlines()[2:4]] == [False, True]
+    assert path.read_text("utf-8") == once
+
+
+def test_restore_entry_takes_a_return_back_so_that_it_can_be_tried_again(path: Path) -> None:
+    flip(path, attempt=7)
+    there = path.read_text("utf-8")
+    return_entry(path, "acme", former=7, attempt=8)
+
+    assert restore_entry(path, "acme", attempt=8)
+
+    assert path.read_text("utf-8") == there
+    assert return_entry(path, "acme", former=7, attempt=9)["host"] == "db1"
+
+
+def test_forget_former_leaves_the_file_as_it_was_before_the_cutover(path: Path) -> None:
+    replace_entry(path, "globex", NEW, attempt=6)
+    before = path.read_text("utf-8")
+    flip(path, attempt=7)
+    return_entry(path, "acme", former=7, attempt=8)
+
+    forget_former(path, "acme")
+    forget_former(path, "acme")
+
+    assert path.read_text("utf-8") == before
+
+
+def test_return_entry_keeps_what_else_was_changed_in_the_line(path: Path) -> None:
+    flip(path, attempt=7)
+    text = path.read_text("utf-8").replace(
+        "pool_size=5 user=tenant_acme", "pool_size=9 user=tenant_acme reserve_pool=2"
+    )
+    path.write_text(text, "utf-8")
+
+    returned = return_entry(path, "acme", former=7, attempt=8)
+
+    assert returned == {
+        "host": "db1", "port": "5432", "dbname": "acme", "pool_size": "9", "reserve_pool": "2",
+    }  # fmt: skip
+
+
+def test_return_entry_refuses_a_file_that_does_not_tell(path: Path) -> None:
+    flip(path, attempt=7)
+    replace_entry(path, "globex", NEW, attempt=8)
+    before = path.read_text("utf-8")
+
+    with pytest.raises(PermanentError, match='does not tell where alias "acme" pointed before'):
+        return_entry(path, "acme", former=8, attempt=9)
+
+    assert path.read_text("utf-8") == before
+
+
+def test_replace_entry_forgets_what_a_rollback_left_behind(path: Path) -> None:
+    flip(path, attempt=7)
+    return_entry(path, "acme", former=7, attempt=8)
+
+    flip(path, attempt=9)
+
+    kept = [line for line in path.read_text("utf-8").splitlines() if " tenantferry " in line]
+    assert [" tenantferry 9: " in line for line in kept] == [True]

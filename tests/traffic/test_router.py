@@ -129,6 +129,27 @@ def test_restore_brings_clients_back(poolers: list[PgBouncer], router: Router, a
     assert ask(client_of(poolers[1]), "SELECT current_user") == "app_owner"
 
 
+def test_flip_back_points_every_instance_where_it_pointed_before(
+    poolers: list[PgBouncer], router: Router, acme: Two
+) -> None:
+    text = poolers[1].aliases_file.read_text("utf-8")
+    for former, attempt, back in ((0, 1, False), (1, 2, True)):
+        with router.open("acme") as opened:
+            opened.pause(timeout_seconds=5)
+            if back:
+                opened.flip_back(former=former, attempt=attempt)
+                assert [state.paused for state in states(router)] == [True, True]
+            else:
+                opened.flip(changes_to(acme[1]), attempt=attempt)
+            opened.resume()
+
+    assert [ask(client_of(pooler), "SELECT current_user") for pooler in poolers] == [
+        "app_owner"
+    ] * 2
+    router.forget_former("acme")
+    assert poolers[1].aliases_file.read_text("utf-8") == text
+
+
 def test_pause_is_bounded_when_a_client_is_idle_in_a_transaction(
     poolers: list[PgBouncer], router: Router, acme: Two
 ) -> None:

@@ -1,22 +1,24 @@
-"""Step three: copy every row under one snapshot, and know the position it stands for."""
+"""Step three: copy every row, round by round, and know the position that they stand for."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from psycopg2.extensions import connection
 
-from tenantferry.backfill.finished import BackfillResult, read_copied, read_finished_backfill
+from tenantferry.backfill.finished import BackfillResult, find_obstacle, read_copied
 from tenantferry.backfill.progress import BackfillProgress
 from tenantferry.backfill.running import run_backfill
-from tenantferry.control.phases import Phase
-from tenantferry.control.registry import change_phase, require_registration
+from tenantferry.control.phases import AT_TARGET, Phase, check_not_aborting
+from tenantferry.control.registry import change_phase, check_owner, require_registration
 from tenantferry.errors import PermanentError
 from tenantferry.moves.former import settle_former
 from tenantferry.moves.move import Move
 from tenantferry.moves.sessions import exclusive_step, open_source
 from tenantferry.schema.catalog import read_tables
+from tenantferry.stream.catching_up import catch_up
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +29,12 @@ def backfill(
     """
     Copy the tenant's rows, unless they are copied and the slot still holds what came after.
 
-    A try that died is started over by itself: its rows and its slot go, a new snapshot is taken.
-    A tenant that was handed over is left alone.
+    A try that died is gone on from: what it has copied stays. Only where that is of no use any
+    more, e.g. because the slot is lost, the tenant's rows and its slot go and all begins anew.
+    A tenant that was handed over is left alone. One that was rolled back is copied already.
 
     :param report: called with the progress about once a second; by default it is logged.
+    :raises SupersededError: if another run has the tenant.
     """
     tenant = move.tenant
     with (
@@ -38,30 +42,34 @@ def backfill(
         exclusive_step(move.target, tenant=tenant.key, step="backfill step") as target,
     ):
         settle_former(move, target)
-        phase = require_registration(target, tenant.key).phase
-        if phase in (Phase.CUTTING_OVER, Phase.LIVE):
+        registration = require_registration(target, tenant.key)
+        phase = registration.phase
+        if phase is Phase.CUTTING_OVER or phase in AT_TARGET:
             return _recorded(target, move)
+        check_owner(registration, move.run_id)
+        check_not_aborting(tenant.key, phase)
         tables = read_tables(source, tenant)
-        finished = read_finished_backfill(source, target, tenant, tables)
-        if finished is None:
-            with target:
-                change_phase(
-                    target,
-                    tenant.key,
-                    Phase.BACKFILLING,
-                    run_id=move.run_id,
-                    reason="the rows are not copied, or their slot is gone",
-                )
-            finished = run_backfill(
-                move.source,
-                move.target,
-                tenant,
-                tables,
-                report=report or _log_progress,
-            )
-        elif phase is not Phase.BACKFILLING:
+        obstacle = find_obstacle(source, target, tenant, tables)
+        finished = None if obstacle else read_copied(target, tenant)
+        if finished is not None and phase is not Phase.BACKFILLING:
             target.rollback()
             return finished
+        with target:
+            change_phase(
+                target,
+                tenant.key,
+                Phase.BACKFILLING,
+                run_id=move.run_id,
+                reason=obstacle or "some chunks are not copied",
+            )
+        finished = run_backfill(
+            move.source,
+            move.target,
+            tenant,
+            tables,
+            catch_up=partial(catch_up, move.source, move.target, tenant, tables),
+            report=report or _log_progress,
+        )
         with target:
             change_phase(
                 target,
@@ -69,7 +77,8 @@ def backfill(
                 Phase.STREAMING,
                 run_id=move.run_id,
                 lsn=finished.consistent_point,
-                reason=f"{finished.rows} rows of {finished.tables} tables are copied",
+                reason=f"{finished.rows} rows of {finished.tables} tables are copied in"
+                f" {finished.rounds} round(s)",
             )
         return finished
 
@@ -84,10 +93,13 @@ def _recorded(target: connection, move: Move) -> BackfillResult:
 
 def _log_progress(progress: BackfillProgress) -> None:
     logger.info(
-        "copied rows=%s of about %s bytes=%s rows_per_second=%.0f eta_seconds=%s",
+        "copied rows=%s of about %s bytes=%s rows_per_second=%.0f eta_seconds=%s round=%s"
+        " snapshot_seconds=%.0f",
         progress.rows,
         progress.estimated_rows,
         progress.bytes,
         progress.rows_per_second,
         progress.eta_seconds,
+        progress.round,
+        progress.snapshot_seconds,
     )

@@ -1,10 +1,11 @@
-"""An attempt of a cutover that died with its guard, as when their machine is lost."""
+"""An attempt of a cutover or rollback that died with its guard, as when their machine is lost."""
 
 from __future__ import annotations
 
 from psycopg2 import errors
 from psycopg2.extensions import connection
 
+from tenantferry.control.direction import Direction
 from tenantferry.control.pauses import read_open_pause
 from tenantferry.moves.move import Move
 from tenantferry.traffic.settlement import Attempt, settle
@@ -14,7 +15,7 @@ def settle_former(move: Move, target: connection) -> None:
     """
     Bring an attempt that was left open to its end: clients may be waiting for it.
 
-    For every step right after it has the tenant to itself: then no cutover lives.
+    For every step right after it has the tenant to itself: then no other attempt lives.
 
     :param target: the step's session, of `exclusive_step`; this commits.
     :raises TransientError: if something could not be brought to its end; the retry goes on.
@@ -25,10 +26,17 @@ def settle_former(move: Move, target: connection) -> None:
     except errors.UndefinedTable:  # nothing was ever prepared in this target
         return
     if former is not None:
-        settle(make_attempt(move, former.id), target, reason="a later step found it open")
+        attempt = make_attempt(move, former.id, direction=former.direction)
+        settle(attempt, target, reason="a later step found it open")
 
 
-def make_attempt(move: Move, number: int, *, source_pid: int | None = None) -> Attempt:
+def make_attempt(
+    move: Move,
+    number: int,
+    *,
+    direction: Direction = Direction.FORWARD,
+    source_pid: int | None = None,
+) -> Attempt:
     """
     Return what it takes to settle an attempt.
 
@@ -36,8 +44,10 @@ def make_attempt(move: Move, number: int, *, source_pid: int | None = None) -> A
     """
     return Attempt(
         id=number,
+        direction=direction,
         tenant=move.tenant.key,
         alias=move.tenant.alias,
+        slot=move.tenant.slot,
         source=move.source,
         target=move.target,
         router=move.router,

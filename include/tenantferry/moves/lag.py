@@ -8,7 +8,7 @@ from contextlib import closing
 import psycopg2
 
 from tenantferry.connections import open_connection
-from tenantferry.control.phases import Phase
+from tenantferry.control.phases import AT_TARGET
 from tenantferry.control.registry import require_registration
 from tenantferry.control.streams import StreamState, read_stream
 from tenantferry.errors import TenantferryError
@@ -25,7 +25,8 @@ def measure_lag(move: Move, *, timeout_seconds: float = ROUND_TRIP_TIMEOUT_SECON
     """
     Write a marker on the source and wait until the stream has applied it.
 
-    A live tenant has no lag: its stream ended at the final marker of a fenced source.
+    A tenant that is at the target has no lag: its stream ended at the final marker of a fenced
+    source.
 
     :return: seconds of the round trip.
     :raises TransientError: if the marker is not applied in time. The lag is then unknown, which
@@ -34,7 +35,7 @@ def measure_lag(move: Move, *, timeout_seconds: float = ROUND_TRIP_TIMEOUT_SECON
     tenant = move.tenant
     purpose = f"lag {tenant.key}"
     with closing(open_connection(move.target, purpose=purpose, autocommit=True)) as target:
-        if require_registration(target, tenant.key).phase is Phase.LIVE:
+        if require_registration(target, tenant.key).phase in AT_TARGET:
             return 0.0
     with open_source(move.source, purpose=purpose) as source:
         started = time.monotonic()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from psycopg2.extensions import connection
 
 from tenantferry.connections import open_connection
-from tenantferry.control.phases import Phase
+from tenantferry.control.phases import AT_TARGET
 from tenantferry.control.registry import read_registration
 from tenantferry.errors import PermanentError, TransientError
 from tenantferry.moves.move import Move
@@ -55,6 +55,8 @@ def preflight(move: Move) -> PreflightSummary:
         closing(open_connection(move.source, purpose=purpose)) as source,
         closing(open_connection(move.target, purpose=purpose)) as target,
     ):
+        # Many statements read a catalog, and another tenant may be prepared meanwhile.
+        target.set_session(isolation_level="REPEATABLE READ")
         if _went_live(target, move):
             return PreflightSummary(0, 0, 0, already_live=True)
         routed, unreachable = _check_router(move)
@@ -85,7 +87,7 @@ def preflight(move: Move) -> PreflightSummary:
 
 def _went_live(target: connection, move: Move) -> bool:
     registration = read_registration(target, move.tenant.key)
-    if registration is None or registration.phase is not Phase.LIVE:
+    if registration is None or registration.phase not in AT_TARGET:
         return False
     if registration.run_id == move.run_id:
         return True  # a task of the run that moved it was cleared

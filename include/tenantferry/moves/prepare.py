@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from psycopg2.extensions import connection
 
-from tenantferry.control.phases import Phase
+from tenantferry.control.phases import AT_TARGET, Phase, check_not_aborting
 from tenantferry.control.registry import (
     change_phase,
     ensure_control_schema,
@@ -20,6 +20,7 @@ from tenantferry.moves.move import Move
 from tenantferry.moves.sessions import exclusive_step, open_source
 from tenantferry.schema.catalog import read_catalog, read_tables
 from tenantferry.schema.findings import Verdict
+from tenantferry.schema.isolation import lock_target_schema
 from tenantferry.schema.publication import ensure_publication
 from tenantferry.schema.retrofit import RetrofitPlan, apply_retrofit, plan_retrofit
 from tenantferry.schema.roles import ensure_tenant_role, read_role_settings
@@ -44,6 +45,8 @@ def prepare(move: Move) -> PrepareSummary:
     """
     Register the tenant, retrofit the target for it, and publish its tables on the source.
 
+    From here on this run has the tenant: the steps of an earlier one do nothing any more.
+
     :raises PermanentError: if the source's schema does not fit the target's.
     """
     tenant = move.tenant
@@ -53,10 +56,13 @@ def prepare(move: Move) -> PrepareSummary:
     ):
         settle_former(move, target)
         registration = read_registration(target, tenant.key)
-        if registration is not None and registration.phase is Phase.LIVE:
+        if registration is not None and registration.phase in AT_TARGET:
             return PrepareSummary(0, 0)
+        if registration is not None:
+            check_not_aborting(tenant.key, registration.phase)
         with target:
             ensure_control_schema(target)
+        with target:
             ensure_registered(
                 target,
                 tenant=tenant.key,
@@ -64,6 +70,8 @@ def prepare(move: Move) -> PrepareSummary:
                 source_identity=read_source_identity(source),
                 run_id=move.run_id,
             )
+            # Many statements read a catalog: nobody else may change it between two of them.
+            lock_target_schema(target)
             plan = _plan(source, target, move)
             apply_retrofit(target, plan)
         # Apart: the retrofit may hold locks that live tenants wait for, the source may be slow.

@@ -1,4 +1,4 @@
-"""Step nine: see what the tenant's application sees, through the router."""
+"""Step nine, and the last of a rollback: see what the application sees, through the router."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from psycopg2.extensions import cursor as cursor_type
 
 from tenantferry.connections import ConnectionParams, open_client_connection, open_connection
 from tenantferry.control.pauses import record_probe
+from tenantferry.control.phases import AT_TARGET
+from tenantferry.control.registry import check_owner, require_registration
 from tenantferry.errors import PermanentError
 from tenantferry.fleet import Tenant
 from tenantferry.moves.move import Move
@@ -31,6 +33,22 @@ WHERE c.relkind IN ('r', 'p') AND c.relrowsecurity AND n.nspname <> 'app'
 ORDER BY n.nspname, c.relname
 LIMIT 1
 """
+_WHERE = (
+    "SELECT current_user::text, pg_catalog.current_database()::text,"
+    " pg_catalog.current_setting('transaction_read_only')"
+)
+_COLUMN = """
+SELECT n.nspname, c.relname, a.attname
+FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p'
+    AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'tenantferry')
+    AND a.attgenerated = '' AND a.attidentity <> 'a'
+    AND pg_catalog.has_table_privilege(c.oid, 'SELECT, UPDATE')
+ORDER BY n.nspname, c.relname, a.attnum
+LIMIT 1
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +56,7 @@ class ProbeSummary:
     """
     What a session of the application is.
 
+    :ivar tenant_id: what it is in the target; empty at its source, where there is no other.
     :ivar table: where reading and writing was tried; nothing of it stays.
     """
 
@@ -52,12 +71,20 @@ def probe(move: Move) -> ProbeSummary:
     """
     Look at the tenant as its application does, and record that it was seen.
 
-    :raises PermanentError: if the application does not reach the target as this tenant.
+    :raises PermanentError: if the application does not reach the side that the tenant is on, or
+        another run has the tenant.
     """
-    seen = look(move.probe, move.tenant, database=move.target_address[2])
     purpose = f"probe {move.tenant.key}"
-    with closing(open_connection(move.target, purpose=purpose)) as target, target:
-        record_probe(target, move.tenant.key)
+    with closing(open_connection(move.target, purpose=purpose)) as target:
+        with target:
+            registration = require_registration(target, move.tenant.key)
+        check_owner(registration, move.run_id)
+        if registration.phase in AT_TARGET:
+            seen = look(move.probe, move.tenant, database=move.target_address[2])
+        else:
+            seen = look_at_source(move.probe, move.tenant, database=move.source.database)
+        with target:
+            record_probe(target, move.tenant.key)
     return seen
 
 
@@ -91,13 +118,54 @@ def look(params: ConnectionParams, tenant: Tenant, *, database: str) -> ProbeSum
     return ProbeSummary(role, tenant_id, found, table, (time.monotonic() - started) * 1000)
 
 
+def look_at_source(params: ConnectionParams, tenant: Tenant, *, database: str) -> ProbeSummary:
+    """
+    Log in as the application and check that it works with its own database.
+
+    :raises PermanentError: if it does not, or cannot read or write.
+    """
+    started = time.monotonic()
+    with closing(open_client_connection(params, purpose=f"probe {tenant.key}")) as client:
+        try:
+            with client.cursor() as cursor:
+                cursor.execute(_WHERE)
+                role, found, read_only = cursor.fetchone() or ("", "", "")
+                cursor.execute(_COLUMN)
+                row = cursor.fetchone()
+                if row is not None:
+                    _try_to_write(cursor, sql.Identifier(*row[:2]), sql.Identifier(row[2]))
+            client.rollback()
+        except psycopg2.Error as error:
+            raise PermanentError(
+                f'the application of tenant "{tenant.key}" cannot work with its source',
+                detail=" ".join(str(error).split()),
+                hint=f'It logs in as "{params.describe()}".',
+            ) from None
+    if (found, read_only) != (database, "off"):
+        raise PermanentError(
+            f'the application of tenant "{tenant.key}" does not reach its source',
+            detail=f'It is role "{role}" in database "{found}",'
+            f" transaction_read_only = {read_only}.",
+            hint="See the alias of the tenant in PgBouncer.",
+        )
+    table = ".".join(row[:2]) if row else ""
+    return ProbeSummary(role, "", found, table, (time.monotonic() - started) * 1000)
+
+
 def _try_table(cursor: cursor_type) -> str:
     """Read and write one table, so that neither leaves a trace."""
     cursor.execute(_TABLE)
     row = cursor.fetchone()
     if row is None:
         return ""
-    table = sql.Identifier(*row)
-    cursor.execute(sql.SQL("SELECT FROM {} LIMIT 1").format(table))
-    cursor.execute(sql.SQL("UPDATE {} SET tenant_id = tenant_id WHERE false").format(table))
+    _try_to_write(cursor, sql.Identifier(*row), sql.Identifier("tenant_id"))
     return ".".join(row)
+
+
+def _try_to_write(cursor: cursor_type, table: sql.Identifier, column: sql.Identifier) -> None:
+    cursor.execute(sql.SQL("SELECT FROM {} LIMIT 1").format(table))
+    cursor.execute(
+        sql.SQL("UPDATE {table} SET {column} = {column} WHERE false").format(
+            table=table, column=column
+        )
+    )

@@ -4,32 +4,38 @@ from __future__ import annotations
 
 import logging
 import secrets
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from psycopg2.extensions import connection
 
+from tenantferry.connections import ConnectionParams
 from tenantferry.control.pauses import read_stored_fence
 from tenantferry.control.phases import IllegalPhaseError, Phase
 from tenantferry.control.registry import require_registration
 from tenantferry.errors import PermanentError, TransientError
 from tenantferry.moves.lag import measure_lag
 from tenantferry.moves.move import Move
+from tenantferry.moves.partitions import find_unvalidated
 from tenantferry.moves.probe import look
 from tenantferry.moves.validate import validate_in_step
+from tenantferry.reverse.slot import ensure_reverse
 from tenantferry.schema.catalog import read_catalog, read_tables
-from tenantferry.schema.findings import Verdict
+from tenantferry.schema.model import Table
 from tenantferry.schema.retrofit import plan_retrofit
 from tenantferry.schema.roles import set_role_login, set_role_password
 from tenantferry.schema.sequences import ensure_tenant_sequences
 from tenantferry.traffic.fence import Fence, check_fenceable, lower_fence, plan_fence
+from tenantferry.traffic.instances import Instance
 from tenantferry.validation.running import load_chunks
 
 logger = logging.getLogger(__name__)
 
 _VALIDATED = """
 SELECT mismatches = 0 AND finished_at > clock_timestamp() - make_interval(secs => %s)
-FROM tenantferry.validations WHERE tenant = %s ORDER BY id DESC LIMIT 1
+FROM tenantferry.validations WHERE tenant = %s AND direction = 'forward'
+ORDER BY id DESC LIMIT 1
 """
 
 
@@ -40,10 +46,12 @@ class Readiness:
 
     :ivar fence: what the fence will take away.
     :ivar changes: what the alias will say; holds a password.
+    :ivar tables: those that move.
     """
 
     fence: Fence
     changes: dict[str, str]
+    tables: tuple[Table, ...]
 
 
 def get_ready(move: Move, source: connection, target: connection) -> Readiness:
@@ -69,10 +77,13 @@ def get_ready(move: Move, source: connection, target: connection) -> Readiness:
     check_schema(move, source, target)
     with target:
         # A table may have been prepared after the others were copied, and a sequence made.
-        load_chunks(source, target, tenant, read_tables(source, tenant))
+        tables = read_tables(source, tenant)
+        load_chunks(source, target, tenant, tables)
         ensure_tenant_sequences(source, target, tenant)
-    if not _is_validated(move, target):
+        changed = find_unvalidated(source, target, tenant, tables)
+    if changed or not _is_validated(move, target):
         validate_in_step(target, move)
+    ensure_reverse(move.target)
     changes = _make_changes(move, target)
     try:
         rehearse(move, changes)
@@ -83,27 +94,31 @@ def get_ready(move: Move, source: connection, target: connection) -> Readiness:
             set_role_login(target, tenant.role, allowed=False)
     _check_lag(move)
     # Again: somebody may have been granted something meanwhile.
-    return Readiness(_plan_fence(move, source, target), changes)
+    return Readiness(_plan_fence(move, source, target), changes, tables)
 
 
-def check_schema(move: Move, source: connection, target: connection) -> None:
+def check_schema(
+    move: Move,
+    source: connection,
+    target: connection,
+    *,
+    hint: str = 'Clear the task "preflight" and those after it.',
+) -> None:
     """
     Check that the source's schema is still the one that was prepared for.
 
+    :param hint: what to do if it is not.
     :raises PermanentError: if it is not.
     """
-    with target:
+    with target, target.cursor() as cursor:
+        # Many statements read a catalog, and another tenant may be prepared meanwhile.
+        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         plan = plan_retrofit(read_catalog(source), read_catalog(target), move.tenant)
-    drift = [
-        f"{finding.subject}: {finding.detail}"
-        for finding in plan.drift
-        if finding.verdict is Verdict.ERROR
-    ]
-    if drift or plan.statements:
+    if plan.changes:
         raise PermanentError(
             f'the schema of tenant "{move.tenant.key}" changed since it was prepared',
-            detail=" ".join([*drift, *plan.statements]),
-            hint='Clear the task "preflight" and those after it.',
+            detail=" ".join(plan.changes),
+            hint=hint,
         )
 
 
@@ -111,19 +126,13 @@ def rehearse(move: Move, changes: dict[str, str]) -> None:
     """
     Log in as the application through every instance to where its alias will point.
 
-    An alias of our own is made for it, so that a wrong address, a refused login, or a pooler that
-    cannot log in for its clients shows before anybody is paused.
+    A wrong address, a refused login, or a pooler that cannot log in for its clients shows so before
+    anybody is paused.
 
     :raises PermanentError: if the application would not reach the target.
     """
-    alias = f"tenantferry_{move.tenant.key}"
-    with ExitStack() as stack:
-        stack.callback(move.router.remove_extra_alias, alias)
-        move.router.set_extra_alias(alias, changes)
-        for instance in move.router.instances:
-            params = replace(
-                move.probe, host=instance.admin.host, port=instance.admin.port, database=alias
-            )
+    with trial_alias(move, [changes for _ in move.router.instances]) as trials:
+        for instance, params in trials:
             try:
                 # Twice: PgBouncer (its issue 1461) may mix up what it learnt at the first login.
                 for _ in range(2):
@@ -136,6 +145,27 @@ def rehearse(move: Move, changes: dict[str, str]) -> None:
                     hint="If the password is refused: until the fix of its issue 1461, PgBouncer"
                     " needs clients' passwords in its auth_file in clear, not as SCRAM secrets.",
                 ) from None
+
+
+@contextmanager
+def trial_alias(
+    move: Move, entries: Sequence[Mapping[str, str]]
+) -> Iterator[list[tuple[Instance, ConnectionParams]]]:
+    """
+    Let the application log in through each instance by an alias of our own, within the block.
+
+    :param entries: the parameters of each instance.
+    :return: how it logs in.
+    """
+    alias = f"tenantferry_{move.tenant.key}"
+    try:
+        move.router.set_extra_alias(alias, entries)
+        yield [
+            (i, replace(move.probe, host=i.admin.host, port=i.admin.port, database=alias))
+            for i in move.router.instances
+        ]
+    finally:
+        move.router.remove_extra_alias(alias)
 
 
 def _plan_fence(move: Move, source: connection, target: connection) -> Fence:

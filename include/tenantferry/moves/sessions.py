@@ -18,6 +18,10 @@ STEP_LOCK_TIMEOUT_SECONDS = 60
 _LOCK = "SELECT pg_advisory_lock(hashtextextended('tenantferry step ' || %s, 0))"
 
 
+class StepBusyError(TransientError):
+    """Another step of the tenant is still running."""
+
+
 @contextmanager
 def open_source(params: ConnectionParams, *, purpose: str) -> Iterator[connection]:
     """Open a session on the source in autocommit, and close it at the end."""
@@ -26,23 +30,30 @@ def open_source(params: ConnectionParams, *, purpose: str) -> Iterator[connectio
 
 
 @contextmanager
-def exclusive_step(params: ConnectionParams, *, tenant: str, step: str) -> Iterator[connection]:
+def exclusive_step(
+    params: ConnectionParams,
+    *,
+    tenant: str,
+    step: str,
+    timeout_seconds: float = STEP_LOCK_TIMEOUT_SECONDS,
+) -> Iterator[connection]:
     """
     Open a session in the target that no other step of this tenant runs beside.
 
     The lock ends with the session, so a killed worker never keeps it.
 
+    :param timeout_seconds: how long to wait for another step; more than zero.
     :return: the session; a transaction is the caller's.
-    :raises TransientError: if another step of the tenant does not end in time.
+    :raises StepBusyError: if another step of the tenant does not end in time.
     """
     with closing(open_connection(params, purpose=f"{step} {tenant}")) as target:
         with target.cursor() as cursor:
             cursor.execute("SELECT set_config('lock_timeout', %s, false)",
-                           (f"{STEP_LOCK_TIMEOUT_SECONDS}s",))  # fmt: skip
+                           (f"{timeout_seconds * 1000:.0f}ms",))  # fmt: skip
             try:
                 cursor.execute(_LOCK, (tenant,))
             except errors.LockNotAvailable:
-                raise TransientError(
+                raise StepBusyError(
                     f'another step of tenant "{tenant}" is still running',
                     hint="It shows in pg_stat_activity of the target as"
                     f' "tenantferry ... {tenant}"; the retry waits again.',

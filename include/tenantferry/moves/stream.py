@@ -1,4 +1,9 @@
-"""Step four, beside the next ones: keep the target current until the cutover says stop."""
+"""
+Step four, beside the next ones: keep the target current until the cutover says stop.
+
+After a rollback it is the run of the rollback that hosts the stream, until a later move begins.
+The run that has the tenant streams it; a stream of any other run ends, successfully.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +11,9 @@ import threading
 from contextlib import closing
 
 from tenantferry.connections import open_connection
-from tenantferry.control.phases import IllegalPhaseError, Phase
-from tenantferry.control.registry import require_registration
-from tenantferry.control.streams import (
-    StreamRecord,
-    mark_copy_again,
-    read_stream,
-    require_stream,
-)
+from tenantferry.control.phases import AT_TARGET, IllegalPhaseError, Phase
+from tenantferry.control.registry import Registration, require_registration
+from tenantferry.control.streams import StreamRecord, mark_copy_again, read_stream
 from tenantferry.errors import CopyAgainError, TransientError
 from tenantferry.moves.move import Move
 from tenantferry.moves.sessions import open_source
@@ -25,7 +25,7 @@ _COPIED = frozenset({Phase.STREAMING, Phase.VALIDATED, Phase.CUTTING_OVER})
 
 def stream(move: Move, *, stop: threading.Event) -> StreamResult:
     """
-    Apply the source's changes until the tenant is live, or until *stop* is set.
+    Apply the source's changes until the tenant is live, another run has it, or *stop* is set.
 
     :param stop: set it to end at the next transaction boundary; nothing is lost by it.
     :raises TransientError: if the rows are being copied, again.
@@ -33,10 +33,11 @@ def stream(move: Move, *, stop: threading.Event) -> StreamResult:
     """
     tenant = move.tenant
     with closing(open_connection(move.target, purpose=f"stream step {tenant.key}")) as target:
-        phase = require_registration(target, tenant.key).phase
+        registration = require_registration(target, tenant.key)
         record = read_stream(target, tenant.key)
-    if phase is Phase.LIVE and record is not None:
-        return _over(record)
+    if (ended := _tell_end(move, registration, record)) is not None:
+        return ended
+    phase = registration.phase
     if phase is Phase.BACKFILLING:
         raise TransientError(
             f'tenant "{tenant.key}" is being copied',
@@ -51,31 +52,46 @@ def stream(move: Move, *, stop: threading.Event) -> StreamResult:
         tables = read_tables(source, tenant)
     try:
         return run_stream(move.source, move.target, tenant, tables, stop=stop)
-    except CopyAgainError:
-        finished = _settle_loss(move)
+    except (CopyAgainError, TransientError) as failure:
+        finished = _look_again(move, is_lost=isinstance(failure, CopyAgainError))
         if finished is None:
             raise
         return finished
 
 
-def _settle_loss(move: Move) -> StreamResult | None:
+def _look_again(move: Move, *, is_lost: bool) -> StreamResult | None:
     """
-    Look again after a loss: a cutover that went live meanwhile has dropped the slot.
+    Look again after a failure: a later run has taken over, or a cutover has dropped the slot.
 
-    :return: the result of a stream that is over; else the loss is recorded.
+    :param is_lost: whether only a new backfill helps; that is recorded.
+    :return: the result of a stream that is over.
     """
     tenant = move.tenant.key
-    with closing(open_connection(move.target, purpose=f"stream step {tenant}")) as target, target:
-        if require_registration(target, tenant).phase is Phase.LIVE:
-            return _over(require_stream(target, tenant))
-        mark_copy_again(target, tenant, needed=True)
-    return None
+    try:
+        target = open_connection(move.target, purpose=f"stream step {tenant}")
+    except TransientError:  # it is the target that failed: the next start looks
+        return None
+    with closing(target), target:
+        registration = require_registration(target, tenant)
+        ended = _tell_end(move, registration, read_stream(target, tenant))
+        if ended is None and is_lost:
+            mark_copy_again(target, tenant, needed=True)
+    return ended
 
 
-def _over(record: StreamRecord) -> StreamResult:
+def _tell_end(
+    move: Move, registration: Registration, record: StreamRecord | None
+) -> StreamResult | None:
+    """Return the result of a stream that has nothing to do any more, else ``None``."""
+    if not registration.is_of(move.run_id):
+        reason = f'run "{registration.run_id}" has the tenant'
+    elif registration.phase in AT_TARGET:
+        reason = "the tenant is live"
+    else:
+        return None
     return StreamResult(
-        changes=record.changes,
-        transactions=record.transactions,
-        position=record.position,
-        reason="the tenant is live",
+        changes=0 if record is None else record.changes,
+        transactions=0 if record is None else record.transactions,
+        position=0 if record is None else record.position,
+        reason=reason,
     )

@@ -6,15 +6,16 @@ import logging
 
 from psycopg2.extensions import connection
 
-from tenantferry.control.phases import IllegalPhaseError, Phase
-from tenantferry.control.registry import change_phase, require_registration
+from tenantferry.control.phases import AT_TARGET, IllegalPhaseError, Phase
+from tenantferry.control.registry import change_phase, check_owner, require_registration
 from tenantferry.control.streams import mark_copy_again
-from tenantferry.control.validations import read_latest_validation
+from tenantferry.control.validations import read_latest_validation, record_partitions
 from tenantferry.errors import CopyAgainError, PermanentError, TransientError
 from tenantferry.moves.former import settle_former
 from tenantferry.moves.move import Move
 from tenantferry.moves.sessions import exclusive_step, open_source
 from tenantferry.schema.catalog import read_tables
+from tenantferry.schema.partitions import read_partition_state
 from tenantferry.validation.running import ValidationResult, validate_tenant
 
 logger = logging.getLogger(__name__)
@@ -33,13 +34,16 @@ def validate(move: Move) -> ValidationResult:
     Compare every row of the tenant at one position, while writes flow.
 
     :raises MismatchError: if anything differs; the message names the rows.
+    :raises SupersededError: if another run has the tenant.
     """
     with exclusive_step(move.target, tenant=move.tenant.key, step="validate") as target:
         settle_former(move, target)
-        phase = require_registration(target, move.tenant.key).phase
+        registration = require_registration(target, move.tenant.key)
         target.commit()
-        if phase is Phase.LIVE:
+        phase = registration.phase
+        if phase in AT_TARGET:
             return _recorded(target, move)
+        check_owner(registration, move.run_id)
         if phase in _PASSING:
             raise TransientError(
                 f'tenant "{move.tenant.key}" cannot be validated while its phase is "{phase}"',
@@ -63,6 +67,8 @@ def validate_in_step(target: connection, move: Move) -> ValidationResult:
     tenant = move.tenant
     with open_source(move.source, purpose=f"validate {tenant.key}") as source:
         tables = read_tables(source, tenant)
+        # Before: what changes while rows are compared is not validated.
+        partitions = read_partition_state(source, tables)
     try:
         result = validate_tenant(move.source, move.target, tenant, tables, run_id=move.run_id)
     except CopyAgainError:
@@ -81,6 +87,7 @@ def validate_in_step(target: connection, move: Move) -> ValidationResult:
             f" {result.tables} tables, {result.mismatches} mismatches",
         )
         mark_copy_again(target, tenant.key, needed=not matches)
+        record_partitions(target, result.validation_id, partitions)
     if not matches:
         raise MismatchError(
             f'source and target differ for tenant "{tenant.key}" in {result.mismatches} place(s)',

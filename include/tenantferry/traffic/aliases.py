@@ -3,25 +3,19 @@ The file of aliases that a PgBouncer instance includes: one line per tenant.
 
 Other lines may be managed by others, so an edit replaces one line and nothing else. The former
 line stays above it as a comment with the number of the attempt, and that attempt alone may put it
-back.
+back. A cutover's comment stays for as long as the tenant may be rolled back: nowhere else stands
+what its alias was, and with which password.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tenantferry.errors import PermanentError, TransientError
-
-# Two edits take milliseconds; who holds the lock longer is not alive.
-LOCK_TIMEOUT_SECONDS = 5.0
-_LOCK_RECHECK_SECONDS = 0.005
+from tenantferry.errors import PermanentError
+from tenantferry.traffic.alias_file import edit_lines, read_lines
 
 # A name, or a name in double quotes, and what PgBouncer is told about it.
 _LINE = re.compile(r'\s*(?:"((?:[^"]|"")+)"|([^\s"=;#\[%][^\s=]*))\s*=\s*(.*?)\s*')
@@ -29,6 +23,8 @@ _PARAMETER = re.compile(r"\s*([a-z_]+)\s*=\s*(?:'((?:[^']|'')*)'|([^'\s]*))(?=\s
 _BARE_NAME = re.compile(r"[0-9A-Za-z_]+")
 _BARE_VALUE = re.compile(r"[0-9A-Za-z_.:/\-]+")
 _FORMER = re.compile(r"; before \S+ tenantferry (\d+): (.*)")
+# What says where an alias points, and as whom.
+_SERVER = ("host", "port", "dbname", "user", "password")
 
 
 def parse_entry(text: str) -> dict[str, str]:
@@ -71,7 +67,7 @@ def read_entry(path: Path, alias: str) -> dict[str, str]:
 
     :raises PermanentError: if the file does not hold it.
     """
-    lines = _read_lines(path)
+    lines = read_lines(path)
     return parse_entry(_split(lines[_find(lines, alias, path)])[1])
 
 
@@ -89,12 +85,64 @@ def replace_entry(path: Path, alias: str, entry: Mapping[str, str], *, attempt: 
         line = f"{_quote_name(alias)} = {format_entry(entry)}"
         if lines[index] == line:
             return lines
-        start = index - 1 if _is_former(lines, index, alias) else index
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        former = f"; before {now} tenantferry {attempt}: {lines[index].strip()}"
-        return [*lines[:start], former, line, *lines[index + 1 :]]
+        start = index
+        # A rollback may have left two.
+        while _former_above(lines, start, alias) is not None:
+            start -= 1
+        return [*lines[:start], _remember(lines[index], attempt), line, *lines[index + 1 :]]
 
-    _edit(path, edit)
+    edit_lines(path, edit)
+
+
+def read_former_entry(path: Path, alias: str, *, attempt: int) -> dict[str, str]:
+    """
+    Return the parameters that an alias had before *attempt* replaced them.
+
+    :raises PermanentError: if the file does not tell.
+    """
+    return parse_entry(_split(_find_former(read_lines(path), alias, attempt, path))[1])
+
+
+def return_entry(path: Path, alias: str, *, former: int, attempt: int) -> dict[str, str]:
+    """
+    Point an alias where it pointed before attempt *former*.
+
+    The present line is kept for `restore_entry`. What else was changed in the line since then
+    stays. Doing it again changes nothing.
+
+    :param former: number of the cutover.
+    :param attempt: number of the rollback.
+    :return: the parameters of the alias.
+    :raises PermanentError: if the file does not tell what the alias was.
+    """
+    returned: dict[str, str] = {}
+
+    def edit(lines: list[str]) -> list[str]:
+        nonlocal returned
+        index = _find(lines, alias, path)
+        line = lines[index]
+        above = _former_above(lines, index, alias)
+        if above is None or above[0] != attempt:
+            line = _merge(_find_former(lines, alias, former, path), lines[index])
+            # Below the comment of the cutover, which a later rollback needs if this one is undone.
+            lines = [*lines[:index], _remember(lines[index], attempt), line, *lines[index + 1 :]]
+        returned = parse_entry(_split(line)[1])
+        return lines
+
+    edit_lines(path, edit)
+    return returned
+
+
+def forget_former(path: Path, alias: str) -> None:
+    """Remove what is remembered of an alias; where nothing is, nothing changes."""
+    edit_lines(
+        path,
+        lambda lines: [
+            line
+            for line in lines
+            if (match := _FORMER.fullmatch(line)) is None or _split(match[2])[0] != alias
+        ],
+    )
 
 
 def restore_entry(path: Path, alias: str, *, attempt: int) -> bool:
@@ -108,13 +156,13 @@ def restore_entry(path: Path, alias: str, *, attempt: int) -> bool:
     def edit(lines: list[str]) -> list[str]:
         nonlocal restored
         index = _find(lines, alias, path)
-        match = _FORMER.fullmatch(lines[index - 1]) if index else None
-        if match is None or int(match[1]) != attempt or _split(match[2])[0] != alias:
+        former = _former_above(lines, index, alias)
+        if former is None or former[0] != attempt:
             return lines
         restored = True
-        return [*lines[: index - 1], match[2], *lines[index + 1 :]]
+        return [*lines[: index - 1], former[1], *lines[index + 1 :]]
 
-    _edit(path, edit)
+    edit_lines(path, edit)
     return restored
 
 
@@ -125,12 +173,12 @@ def put_entry(path: Path, alias: str, entry: Mapping[str, str]) -> None:
         kept = [line for line in lines if _split(line)[0] != alias]
         return [*kept, f"{_quote_name(alias)} = {format_entry(entry)}"]
 
-    _edit(path, edit)
+    edit_lines(path, edit)
 
 
 def remove_entry(path: Path, alias: str) -> None:
     """Remove an alias of our own; one that is not there stays so."""
-    _edit(path, lambda lines: [line for line in lines if _split(line)[0] != alias])
+    edit_lines(path, lambda lines: [line for line in lines if _split(line)[0] != alias])
 
 
 def check_editable(path: Path) -> None:
@@ -139,7 +187,7 @@ def check_editable(path: Path) -> None:
 
     :raises PermanentError: if not.
     """
-    _edit(path, list, force=True)
+    edit_lines(path, list, force=True)
 
 
 def _split(line: str) -> tuple[str | None, str]:
@@ -161,9 +209,43 @@ def _find(lines: list[str], alias: str, path: Path) -> int:
     return found[0]
 
 
-def _is_former(lines: list[str], index: int, alias: str) -> bool:
+def _former_above(lines: list[str], index: int, alias: str) -> tuple[int, str] | None:
+    """Return the attempt and the line that the comment right above a line of an alias tells."""
     match = _FORMER.fullmatch(lines[index - 1]) if index else None
-    return match is not None and _split(match[2])[0] == alias
+    if match is None or _split(match[2])[0] != alias:
+        return None
+    return int(match[1]), match[2]
+
+
+def _find_former(lines: list[str], alias: str, attempt: int, path: Path) -> str:
+    found = [match for line in lines if (match := _FORMER.fullmatch(line)) is not None]
+    kept = [match[2] for match in found if int(match[1]) == attempt]
+    for line in kept:
+        if _split(line)[0] == alias:
+            return line
+    raise PermanentError(
+        f'alias file "{path.name}" does not tell where alias "{alias}" pointed before',
+        detail=f"There is no comment of attempt {attempt} with its former line.",
+        hint="Put it back above the alias, from a copy of the file:"
+        f" ; before <time> tenantferry {attempt}: {alias} = host=<host> port=<port>"
+        " dbname=<database> user=<role> password=<password>",
+    )
+
+
+def _remember(line: str, attempt: int) -> str:
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"; before {now} tenantferry {attempt}: {line.strip()}"
+
+
+def _merge(former: str, present: str) -> str:
+    """Return the former line; with the parameters that were changed in the present one."""
+    (name, before), (_, after) = _split(former), _split(present)
+    then, now = parse_entry(before), parse_entry(after)
+    server = {key: value for key, value in then.items() if key in _SERVER}
+    rest = {key: value for key, value in now.items() if key not in _SERVER}
+    if rest == {key: value for key, value in then.items() if key not in _SERVER}:
+        return former
+    return f"{_quote_name(name or '')} = {format_entry({**server, **rest})}"
 
 
 def _quote_name(name: str) -> str:
@@ -174,95 +256,3 @@ def _quote_value(name: str, value: str) -> str:
     if "\n" in value or "\r" in value:
         raise PermanentError(f'parameter "{name}" of an alias holds a line break')
     return value if _BARE_VALUE.fullmatch(value) else "'{}'".format(value.replace("'", "''"))
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        return path.read_text("utf-8").splitlines()
-    except OSError as error:
-        raise _refusal(path, error) from None
-
-
-def _edit(path: Path, edit: Callable[[list[str]], list[str]], *, force: bool = False) -> None:
-    # A symbolic link stays one.
-    path = path.resolve()
-    with _locked(path):
-        lines = _read_lines(path)
-        edited = edit(lines)
-        if edited != lines or force:
-            try:
-                _replace_file(path, "\n".join([*edited, ""]))
-            except OSError as error:
-                raise _refusal(path, error) from None
-
-
-def _replace_file(path: Path, text: str) -> None:
-    """Swap the file in one step: PgBouncer may read it at any moment."""
-    status = path.stat()
-    # One name, so that a killed process leaves at most one file behind, until the next edit.
-    temporary = path.with_name(f".{path.name}.tenantferry")
-    temporary.unlink(missing_ok=True)
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        _keep_owner(file.fileno(), status, path)
-        os.fchmod(file.fileno(), status.st_mode & 0o777)
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _keep_owner(descriptor: int, status: os.stat_result, path: Path) -> None:
-    created = os.fstat(descriptor)
-    if (created.st_uid, created.st_gid) == (status.st_uid, status.st_gid):
-        return
-    try:
-        os.fchown(descriptor, status.st_uid, status.st_gid)
-    except PermissionError:
-        # Only root gives files away. The group's right to read is then what PgBouncer has.
-        if not status.st_mode & 0o040:
-            raise PermanentError(
-                f'alias file "{path.name}" would become unreadable for PgBouncer',
-                detail="It belongs to another user, and its group may not read it.",
-                hint="Give it to a group that both PgBouncer and Airflow are in, with mode 0660.",
-            ) from None
-        if created.st_gid != status.st_gid:
-            os.fchown(descriptor, -1, status.st_gid)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keep other edits away: two tenants may be cut over at the same time."""
-    deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
-    try:
-        descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o660)
-    except OSError as error:
-        raise _refusal(path, error) from None
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:  # flock() knows no timeout
-                if time.monotonic() > deadline:
-                    raise TransientError(
-                        f'could not lock the alias file "{path.name}"',
-                        detail=f"Another process edits it for {LOCK_TIMEOUT_SECONDS:g} s.",
-                    ) from None
-                time.sleep(_LOCK_RECHECK_SECONDS)  # so it is tried again
-            else:
-                break
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _refusal(path: Path, error: OSError) -> PermanentError:
-    return PermanentError(
-        f'cannot read or replace the alias file "{path.name}"',
-        detail=f"{error.strerror}: {path.parent}.",
-        hint="The user that Airflow's tasks run as must be able to write there.",
-    )

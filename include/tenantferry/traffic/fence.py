@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from typing import Any
 
@@ -71,9 +71,9 @@ class Fence:
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Fence:
-        """Read what `to_json` returned."""
-        grants = tuple(Grant(**grant) for grant in stored["grants"])
-        return cls(**{**stored, "grants": grants})
+        """Read what `to_json` returned; more may stand beside it."""
+        values = {field.name: stored[field.name] for field in fields(cls)}
+        return cls(**{**values, "grants": tuple(Grant(**grant) for grant in stored["grants"])})
 
     @property
     def is_raised(self) -> bool:
@@ -180,6 +180,26 @@ def check_alone(source: connection) -> None:
             hint="A superuser passes every privilege. Keep it away during the cutover.",
         )
     _check_prepared(source)
+
+
+def check_fenced(source: connection, fence: Fence) -> None:
+    """
+    Check that the fence that took *fence* away is still up, and that nobody came through it.
+
+    :raises PermanentError: if it is not up any more: somebody may have written since.
+    :raises TransientError: if somebody came through it.
+    """
+    current = plan_fence(source)
+    if not current.is_raised or (current.database, current.us) != (fence.database, fence.us):
+        raise PermanentError(
+            f'database "{current.database}" is not fenced any more as the cutover left it',
+            detail="Others than our role may connect, or it is not read-only by default: somebody"
+            " may have written to it since.",
+            hint="Find out who lowered the fence and what was written. If nothing was, put it back:"
+            f' REVOKE CONNECT ON DATABASE "{current.database}" from all but "{fence.us}", and ALTER'
+            f' DATABASE "{current.database}" SET default_transaction_read_only = on.',
+        )
+    check_alone(source)
 
 
 def lower_fence(source: connection, fence: Fence) -> None:

@@ -1,15 +1,18 @@
 """
-A process of its own that settles a cutover whose process died.
+A process of its own that settles a cutover or a rollback whose process died.
 
 Run as ``python -m tenantferry.traffic.guard``. It reads one JSON object from its standard input
 (credentials are in no argument and no environment variable), says ``ready``, and then watches that
 pipe: ``armed <attempt> <seconds>``, later ``flipping``, and at the end ``disarm``. Where the pipe
 ends without that, it settles the attempt.
 
-Where the time is over, it kills the cutover first. One that hangs inside a call would go on in the
-middle of it: point an alias at the target, raise a fence, pause, when all of that is undone
-already. So nothing is settled before the end of the pipe proves that the cutover is gone, and its
-sessions on both servers are ended.
+Where the time is over, it kills that process first. One that hangs inside a call would go on in the
+middle of it: point an alias elsewhere, raise a fence, pause, when all of that is undone already. So
+nothing is settled before the end of the pipe proves that the process is gone, and its sessions on
+both servers are ended.
+
+While the target cannot be reached, it lets the clients of a cutover go on at the source. Those of a
+rollback wait: where they go back to is the target itself.
 """
 
 from __future__ import annotations
@@ -32,16 +35,23 @@ import psycopg2
 
 import tenantferry
 from tenantferry.connections import ConnectionParams, open_connection
+from tenantferry.control.direction import Direction
 from tenantferry.errors import TenantferryError, TransientError
 from tenantferry.traffic.fence import Fence
 from tenantferry.traffic.router import Instance, Router
-from tenantferry.traffic.settlement import Attempt, end_session, settle, undo_traffic
+from tenantferry.traffic.settlement import (
+    STEP_NAMES,
+    Attempt,
+    end_session,
+    settle,
+    undo_without_target,
+)
 
 logger = logging.getLogger(__name__)
 
 _START_TIMEOUT_SECONDS = 30.0
 _END_TIMEOUT_SECONDS = 5.0
-# The cutover undoes itself at its deadline, and the end of a process is noticed at once: only one
+# The step undoes itself at its deadline, and the end of a process is noticed at once: only one
 # that hangs is still there after this.
 DEADLINE_MARGIN_SECONDS = 10.0
 # As long as clients may wait at all, and longer than a restart of the target takes.
@@ -51,7 +61,7 @@ _GONE_RECHECK_SECONDS = 1.0
 
 
 class Guard:
-    """The cutover's end of the pipe."""
+    """The end of the pipe that the guarded step holds."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._pipe = pipe
@@ -60,7 +70,7 @@ class Guard:
         """
         Tell that clients are about to be paused.
 
-        :param seconds: until the cutover must be through, or must have undone itself.
+        :param seconds: until the step must be through, or must have undone itself.
         :raises TransientError: if the guard is gone.
         """
         self.say(f"armed {attempt} {seconds + DEADLINE_MARGIN_SECONDS}")
@@ -86,7 +96,7 @@ class Guard:
             self._pipe.flush()
         except OSError as error:
             raise TransientError(
-                "the guard of the cutover ended", detail=str(error), hint="Try again."
+                "the guard of the write pause ended", detail=str(error), hint="Try again."
             ) from None
 
 
@@ -96,7 +106,7 @@ def start_guard(attempt: Attempt, *, fence: Fence, target_pid: int) -> Iterator[
     Start a guard and wait until it stands by.
 
     :param attempt: its id is told later, by `Guard.arm`.
-    :param target_pid: the cutover's session in the target. The guard ends it first, so that what
+    :param target_pid: the step's session in the target. The guard ends it first, so that what
         it was about to commit is decided. It kills this process if that hangs.
     :raises TransientError: if the guard does not start.
     """
@@ -112,14 +122,14 @@ def start_guard(attempt: Attempt, *, fence: Fence, target_pid: int) -> Iterator[
     )
     try:
         if process.stdin is None or process.stdout is None:
-            raise TransientError("the guard of the cutover has no pipe")
+            raise TransientError("the guard of the write pause has no pipe")
         guard = Guard(process.stdin)
         guard.say(_encode(attempt, fence, target_pid))
         readable, _, _ = select.select([process.stdout], [], [], _START_TIMEOUT_SECONDS)
         if not readable or process.stdout.readline() != b"ready\n":
             process.kill()
             raise TransientError(
-                "the guard of the cutover did not start",
+                "the guard of the write pause did not start",
                 hint="What it says stands in the log of this task.",
             )
         yield guard
@@ -136,8 +146,8 @@ def start_guard(attempt: Attempt, *, fence: Fence, target_pid: int) -> Iterator[
 
 def main() -> None:
     """Stand by."""
-    logging.basicConfig(level=logging.INFO, format="guard of the cutover: %(message)s")
-    # The reader of our log may die together with the cutover.
+    logging.basicConfig(level=logging.INFO, format="guard: %(message)s")
+    # The reader of our log may die together with the step.
     logging.raiseExceptions = False
     lines = _Lines(sys.stdin.fileno())
     watched = _decode(lines.read(None) or "{}")
@@ -150,10 +160,11 @@ def main() -> None:
 @dataclass(frozen=True, slots=True)
 class _Watched:
     """
-    What a guard knows of the cutover.
+    What a guard knows of the step that it watches.
 
-    :ivar parent_pid: the process of the cutover.
-    :ivar is_flipping: the target may say that the tenant belongs to it.
+    :ivar fence: of the source.
+    :ivar parent_pid: the process of the step.
+    :ivar is_flipping: the target may say that the tenant belongs to the other side.
     """
 
     attempt: Attempt
@@ -186,7 +197,7 @@ class _Lines:
 
 
 def _watch(lines: _Lines, watched: _Watched) -> _Watched | None:
-    """Return what is left behind by a cutover that is gone, or ``None`` where all is well."""
+    """Return what is left behind by a step that is gone, or ``None`` where all is well."""
     deadline: float | None = None
     while True:
         line = lines.read(deadline)
@@ -210,9 +221,10 @@ def _watch(lines: _Lines, watched: _Watched) -> _Watched | None:
 
 
 def _kill(watched: _Watched) -> None:
-    """End a cutover that hangs."""
+    """End a step that hangs."""
     logger.warning(
-        "the cutover of tenant %s hangs; killing process %s",
+        "the %s of tenant %s hangs; killing process %s",
+        STEP_NAMES[watched.attempt.direction],
         watched.attempt.tenant,
         watched.parent_pid,
     )
@@ -225,7 +237,8 @@ def settle_until_done(watched: _Watched | None) -> None:
     """Settle what is left behind; try again where a server does not answer, for a while."""
     if watched is None:
         return
-    logger.warning("the cutover of tenant %s ended early; settling it", watched.attempt.tenant)
+    attempt = watched.attempt
+    logger.warning("%s of tenant %s ended early; settling it", attempt.name, attempt.tenant)
     deadline = time.monotonic() + _SETTLE_TIMEOUT_SECONDS
     while True:
         try:
@@ -245,21 +258,23 @@ def _settle_once(watched: _Watched) -> None:
     try:
         target = open_connection(attempt.target, purpose=f"guard {attempt.tenant}")
     except TenantferryError:
-        # Nobody but the cutover could have flipped it, and it had not begun to.
+        # Nobody but the step itself could have flipped it, and it had not begun to.
         if not watched.is_flipping:
-            undo_traffic(attempt, watched.fence)
+            undo_without_target(attempt, watched.fence)
         raise
     with closing(target):
         # Its last words could otherwise still arrive.
-        end_session(target, watched.target_pid, tenant=attempt.tenant)
+        end_session(target, watched.target_pid, tenant=attempt.tenant, direction=attempt.direction)
         settle(attempt, target, reason="its process ended, or its time was over")
 
 
 def _encode(attempt: Attempt, fence: Fence, target_pid: int) -> str:
     return json.dumps(
         {
+            "direction": attempt.direction,
             "tenant": attempt.tenant,
             "alias": attempt.alias,
+            "slot": attempt.slot,
             "run_id": attempt.run_id,
             "source": _encode_params(attempt.source),
             "target": _encode_params(attempt.target),
@@ -291,8 +306,10 @@ def _decode(text: str) -> _Watched:
     ]
     attempt = Attempt(
         id=0,
+        direction=Direction(told["direction"]),
         tenant=told["tenant"],
         alias=told["alias"],
+        slot=told["slot"],
         source=ConnectionParams(**told["source"]),
         target=ConnectionParams(**told["target"]),
         router=Router(instances),

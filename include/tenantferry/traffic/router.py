@@ -11,14 +11,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from tenantferry.connections import ConnectionParams, open_client_connection
 from tenantferry.errors import PermanentError, TenantferryError, TransientError
 from tenantferry.traffic import aliases
+from tenantferry.traffic.instances import Instance, check_instance, is_at
 from tenantferry.traffic.pgbouncer import AliasState, Console, Row, open_console, quote_alias
+
+__all__ = ["Instance", "OpenRouter", "PauseTimeoutError", "Router"]
 
 _T = TypeVar("_T")
 
@@ -27,25 +30,6 @@ _PAUSE_RECHECK_SECONDS = 0.02
 # The alias file may travel, e.g. over a network file system, before the instance sees the new one.
 _FLIP_TIMEOUT_SECONDS = 2.0
 _FLIP_RECHECK_SECONDS = 0.05
-# A login that is refused is refused at once.
-_LOGIN_TIMEOUT_SECONDS = 3
-# Clients may wait that much longer than the pause may take: the guard's time to undo it.
-WAIT_MARGIN_SECONDS = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class Instance:
-    """
-    One PgBouncer process.
-
-    :ivar name: for messages.
-    :ivar admin: its admin console, database ``pgbouncer``.
-    :ivar aliases_file: the file it includes with ``%include``, where we can write it.
-    """
-
-    name: str
-    admin: ConnectionParams
-    aliases_file: Path
 
 
 class PauseTimeoutError(TransientError):
@@ -67,7 +51,7 @@ class Router:
         """
         for instance in self.instances:
             with open_console(instance.name, instance.admin, purpose=f"check {alias}") as console:
-                _check_instance(console, instance, alias, max_write_pause_seconds)
+                check_instance(console, instance, alias, max_write_pause_seconds)
 
     @contextmanager
     def open(self, alias: str) -> Iterator[OpenRouter]:
@@ -116,17 +100,39 @@ class Router:
         """
         self._on_each(alias, _reload_and_resume, [])
 
-    def set_extra_alias(self, alias: str, entry: Mapping[str, str]) -> None:
+    def read_former(self, alias: str, *, attempt: int) -> list[dict[str, str]]:
+        """
+        Return the parameters that the alias had before *attempt*, of each instance.
+
+        :raises PermanentError: if an alias file does not tell.
+        """
+        return [
+            aliases.read_former_entry(instance.aliases_file, alias, attempt=attempt)
+            for instance in self.instances
+        ]
+
+    def forget_former(self, alias: str) -> None:
+        """
+        Forget what the alias was before; for a tenant that is where it came from.
+
+        :raises PermanentError: if an alias file cannot be replaced.
+        """
+        for path in self._files():
+            aliases.forget_former(path, alias)
+
+    def set_extra_alias(self, alias: str, entries: Sequence[Mapping[str, str]]) -> None:
         """
         Add an alias of our own to every instance.
 
+        :param entries: the parameters of each instance; those that share a file have the same.
         :raises TransientError: if an instance does not know it after that.
         """
-        for path in self._files():
-            aliases.put_entry(path, alias, entry)
-        for instance in self.instances:
+        pairs = list(zip(self.instances, entries, strict=True))
+        for instance, entry in pairs:
+            aliases.put_entry(instance.aliases_file, alias, entry)
+        for instance, entry in pairs:
             with open_console(instance.name, instance.admin, purpose=f"add {alias}") as console:
-                _reload_until(console, alias, lambda state: _is_at(state, entry))
+                _reload_until(console, alias, partial(_is_known, entry))
 
     def remove_extra_alias(self, alias: str) -> None:
         """
@@ -223,19 +229,23 @@ class OpenRouter:
         :param changes: host, port, dbname, user, password; an alias keeps what else it has.
         :raises TransientError: if an instance does not take it; the caller restores.
         """
-        for path in dict.fromkeys(i.aliases_file.resolve() for i in self._instances):
+        for path in self._paths():
             entry = {**aliases.read_entry(path, self._alias), **changes}
             aliases.replace_entry(path, self._alias, entry, attempt=attempt)
-        started = [(console, console.start("RELOAD")) for console in self._controls]
-        for console, answer in started:
-            console.finish(answer)
-        for console in self._controls:
-            _reload_until(
-                console,
-                self._alias,
-                lambda state: state.paused and _is_at(state, changes),
-                reloaded=True,
-            )
+        self._load([changes for _ in self._instances])
+
+    def flip_back(self, *, former: int, attempt: int) -> None:
+        """
+        Point the alias where it pointed before attempt *former* on all instances. None resumes.
+
+        :raises PermanentError: if an alias file does not tell where that was.
+        :raises TransientError: if an instance does not take it. In both cases the caller restores.
+        """
+        entries = {
+            path: aliases.return_entry(path, self._alias, former=former, attempt=attempt)
+            for path in self._paths()
+        }
+        self._load([entries[i.aliases_file.resolve()] for i in self._instances])
 
     def resume(self) -> None:
         """
@@ -246,6 +256,17 @@ class OpenRouter:
         failures = _attempt_all(self._controls, lambda console: console.resume(self._alias))
         if failures:
             raise failures[0]
+
+    def _paths(self) -> list[Path]:
+        return list(dict.fromkeys(i.aliases_file.resolve() for i in self._instances))
+
+    def _load(self, entries: Sequence[Mapping[str, str]]) -> None:
+        """Make each instance take over its entry while it is paused."""
+        started = [(console, console.start("RELOAD")) for console in self._controls]
+        for console, answer in started:
+            console.finish(answer)
+        for console, entry in zip(self._controls, entries, strict=True):
+            _reload_until(console, self._alias, partial(_took_over, entry), reloaded=True)
 
     def _drop_quiet(self, waiting: dict[Future[list[Row]], int]) -> None:
         for started, number in list(waiting.items()):
@@ -271,92 +292,16 @@ class OpenRouter:
         )
 
 
-def _check_instance(
-    console: Console, instance: Instance, alias: str, max_write_pause_seconds: float
-) -> None:
-    def refuse(message: str, hint: str) -> PermanentError:
-        return PermanentError(f'PgBouncer instance "{instance.name}" {message}', hint=hint)
-
-    auth_type = console.read_setting("auth_type")
-    if auth_type != "hba" or _lets_in(instance, alias):
-        raise refuse(
-            "lets every login use every alias",
-            "An alias with a user of its own takes whoever PgBouncer knows to its tenant's rows."
-            f" auth_type is {auth_type}. Set auth_type = hba and auth_hba_file = <file>, with a"
-            f" line in that file for each alias and its login: host {alias},<alias of its"
-            " rehearsal, tenantferry_<key>> <login> <network> scram-sha-256. The administrator's"
-            " line names the database pgbouncer alone.",
-        )
-    state = console.read_alias(alias)
-    if state is None:
-        raise refuse(
-            f'does not know alias "{alias}"', "Add it to the alias file, RELOAD, and try again."
-        )
-    entry = aliases.read_entry(instance.aliases_file, alias)
-    if not _is_at(state, {"dbname": alias, **entry}):
-        raise refuse(
-            f'does not have alias "{alias}" from the file "{instance.aliases_file.name}"',
-            "It must %include that very file, and hold the alias nowhere else. RELOAD it.",
-        )
-    if state.pool_mode not in ("transaction", "statement"):
-        raise refuse(
-            f'pools alias "{alias}" by {state.pool_mode}',
-            "PAUSE never ends there. Set pool_mode = transaction.",
-        )
-    if state.force_user is None:
-        raise refuse(
-            f'logs in as each client of alias "{alias}"',
-            "Connected clients would keep their own role when the alias is pointed at the target."
-            " Add user=<role> password=<password> to the alias, RELOAD, let clients reconnect.",
-        )
-    strangers = console.read_users(alias) - {state.force_user}
-    if strangers:
-        raise refuse(
-            f'still has clients of alias "{alias}" that are logged in as {", ".join(strangers)}',
-            f"They connected before the alias had user={state.force_user}, and would keep that role"
-            " when it is pointed at the target. Let them reconnect.",
-        )
-    if state.min_pool_size:
-        raise refuse(
-            f'opens {state.min_pool_size} connections of alias "{alias}" also while it is paused',
-            "The target refuses them until the decision, and PgBouncer then keeps clients waiting"
-            " for server_login_retry. Set min_pool_size=0 for the alias, and RELOAD.",
-        )
-    if state.disabled:
-        raise refuse(f'has alias "{alias}" disabled', "ENABLE it.")
-    wait_timeout = float(console.read_setting("query_wait_timeout") or 0)
-    needed = max_write_pause_seconds + WAIT_MARGIN_SECONDS
-    if 0 < wait_timeout < needed:
-        raise refuse(
-            f"ends clients that wait for {wait_timeout:g} s",
-            f"Set query_wait_timeout to {needed:g} s or more: clients wait during a cutover.",
-        )
-    aliases.check_editable(instance.aliases_file)
-
-
-def _lets_in(instance: Instance, alias: str) -> bool:
-    """Tell whether the administrator, whose own line names no alias, gets in at one."""
-    options = {"connect_timeout": str(_LOGIN_TIMEOUT_SECONDS), **instance.admin.options}
-    stranger = replace(instance.admin, database=alias, options=options)
-    try:
-        open_client_connection(stranger, purpose=f"check {alias}").close()
-    except TenantferryError:
-        return False
-    return True
-
-
 def _address(entry: Mapping[str, str]) -> tuple[str | None, ...]:
     return tuple(entry.get(name) for name in ("host", "port", "dbname"))
 
 
-def _is_at(state: AliasState, entry: Mapping[str, str]) -> bool:
-    """Tell whether an instance has taken over *entry*."""
-    return (
-        state.host == entry.get("host")
-        and state.port == int(entry.get("port") or 5432)
-        and state.database == entry.get("dbname")
-        and state.force_user == entry.get("user")
-    )
+def _is_known(entry: Mapping[str, str], state: AliasState) -> bool:
+    return is_at(state, entry)
+
+
+def _took_over(entry: Mapping[str, str], state: AliasState) -> bool:
+    return state.paused and is_at(state, entry)
 
 
 def _reload_until(

@@ -1,4 +1,10 @@
-"""Sessions on both sides that show the same instant, while the stream goes on."""
+"""
+Sessions on both sides that show the same instant, while the stream goes on.
+
+One side sends changes and the other applies them: the source and the target of a tenant on its way,
+the target and the source of one in grace. The sender says by a slot at which position its snapshot
+is; the receiver is brought to exactly that position.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +25,19 @@ from tenantferry.backfill.snapshot import (
     import_snapshot,
 )
 from tenantferry.connections import ConnectionParams, open_connection
+from tenantferry.control.direction import Direction
+from tenantferry.control.graces import require_way_back
 from tenantferry.control.streams import require_stream
 from tenantferry.errors import TenantferryError, TransientError
 from tenantferry.fleet import Tenant
 from tenantferry.lsn import format_lsn
+from tenantferry.reverse.positions import read_position
 from tenantferry.stream.handshake import advance, hold, release
 from tenantferry.stream.marker import emit_marker
 
 logger = logging.getLogger(__name__)
 
-# The stream stands still while the slot for the snapshot is created; a source that cannot give
+# The stream stands still while the slot for the snapshot is created; a sender that cannot give
 # one within this time is left alone, and the comparison is tried again later.
 SLOT_TIMEOUT_SECONDS = 60.0
 # Covers creating the slot; a validation that dies leaves the stream held no longer than this.
@@ -52,13 +61,15 @@ class View:
     """
     Both sides at one instant.
 
-    :ivar position: exactly the source transactions with ``commit_lsn < position`` are visible.
+    :ivar position: exactly the sender's transactions with ``commit_lsn < position`` are visible.
     :ivar probe: a session in the target that sees the same and may write what it rolls back.
+    :ivar is_live: whether clients write to the tenant's rows in the target.
     """
 
     position: int
     lanes: tuple[Lane, ...]
     probe: connection
+    is_live: bool = False
 
     def cancel(self) -> None:
         """Make every statement that still runs end."""
@@ -75,43 +86,117 @@ def aligned_view(
     tenant: Tenant,
     *,
     lanes: int,
+    direction: Direction = Direction.FORWARD,
+    slot_timeout_seconds: float | None = None,
 ) -> Iterator[View]:
     """
     Hold the stream, show both sides at one position, and let the stream go on.
 
     :param lanes: chunks that can be compared at the same time.
-    :raises TransientError: if the stream or the source's slot does not answer in time.
+    :param direction: of the stream that runs.
+    :param slot_timeout_seconds: by default, and at most, `SLOT_TIMEOUT_SECONDS`.
+    :raises TransientError: if the stream or the sender's slot does not answer in time.
     """
+    sides = _Sides(tenant, direction, source_params, target_params)
+    slot_timeout = min(slot_timeout_seconds or SLOT_TIMEOUT_SECONDS, SLOT_TIMEOUT_SECONDS)
     with ExitStack() as sessions:
-        with _held(target_params, tenant) as stream:
+        # The slot, and the session that exported the other snapshot, are not needed any more once
+        # both are imported: a long comparison keeps no log back.
+        with (
+            _held(target_params, tenant, direction) as stream,
+            sides.sent_snapshot(timeout_seconds=slot_timeout) as sent,
+        ):
+            position = sent.consistent_point
             # A later snapshot than the position that the stream holds at, so that the stream can
             # be brought to it, and not a row further.
-            snapshot = sessions.enter_context(_source_snapshot(source_params, tenant))
-            _advance(source_params, target_params, tenant, snapshot.consistent_point)
-            probe = sessions.enter_context(closing(_open(target_params, tenant, **PROBE_SETTINGS)))
-            exported = export_snapshot(probe, snapshot.consistent_point)
-            _check_position(probe, tenant, snapshot.consistent_point)
-            stream.release()
-        opened = tuple(
-            open_lane(sessions, source_params, target_params, tenant, snapshot, exported)
-            for _ in range(lanes)
+            sides.advance(position)
+            with closing(_open(sides.receiver, tenant)) as receiver:
+                received = export_snapshot(receiver, position)
+                sides.check_position(receiver, position)
+                stream.release()
+                ours, theirs = sides.order(sent, received)
+                opened = tuple(
+                    open_lane(sessions, source_params, target_params, tenant, ours, theirs)
+                    for _ in range(lanes)
+                )
+                probe = sessions.enter_context(
+                    closing(_open(target_params, tenant, **PROBE_SETTINGS))
+                )
+                import_snapshot(probe, theirs, readonly=False)
+        yield View(position, opened, probe, is_live=direction is Direction.REVERSE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sides:
+    """Who sends, and who applies."""
+
+    tenant: Tenant
+    direction: Direction
+    source: ConnectionParams
+    target: ConnectionParams
+
+    @property
+    def sender(self) -> ConnectionParams:
+        return self.source if self.direction is Direction.FORWARD else self.target
+
+    @property
+    def receiver(self) -> ConnectionParams:
+        return self.target if self.direction is Direction.FORWARD else self.source
+
+    def order(self, sent: Snapshot, received: Snapshot) -> tuple[Snapshot, Snapshot]:
+        """Return the snapshot of the source, that of the target."""
+        return (sent, received) if self.direction is Direction.FORWARD else (received, sent)
+
+    @contextmanager
+    def sent_snapshot(self, *, timeout_seconds: float) -> Iterator[Snapshot]:
+        """Export a snapshot of the sender whose position is known."""
+        with closing(_open(self.sender, self.tenant)) as sender:
+            sender.autocommit = True
+            # Of a validation whose process is gone but whose session is not.
+            drop_slot(sender, self.tenant.validation_slot)
+        with exported_snapshot(
+            self.sender,
+            slot=self.tenant.validation_slot,
+            temporary=True,
+            timeout_seconds=timeout_seconds,
+        ) as snapshot:
+            yield snapshot
+
+    def advance(self, lsn: int) -> None:
+        """Bring the receiver to exactly *lsn*."""
+        with closing(_open(self.sender, self.tenant)) as sender:
+            sender.autocommit = True
+            # On an idle sender nothing else would tell the stream that the log has reached the LSN.
+            emit_marker(sender, self.tenant)
+        advance(
+            self.target,
+            self.tenant.key,
+            lsn,
+            lease_seconds=LEASE_SECONDS,
+            timeout_seconds=HANDSHAKE_TIMEOUT_SECONDS,
+            direction=self.direction,
         )
-        yield View(snapshot.consistent_point, opened, probe)
 
+    def check_position(self, receiver: connection, position: int) -> None:
+        """
+        Check what the snapshot itself says: the position is stored with the rows.
 
-def _check_position(target: connection, tenant: Tenant, position: int) -> None:
-    """
-    Check what the snapshot itself says: the position is stored with the rows.
+        :raises TransientError: if the stream went on before the snapshot was taken, e.g. because
+            its lease ended while this process was kept waiting.
+        """
+        found = self._read_position(receiver)
+        if found != position:
+            raise TransientError(
+                f'could not see tenant "{self.tenant.key}" at {format_lsn(position)}',
+                detail=f"The snapshot of the receiving side is at {format_lsn(found)}.",
+            )
 
-    :raises TransientError: if the stream went on before the snapshot was taken, e.g. because its
-        lease ended while this process was kept waiting.
-    """
-    found = require_stream(target, tenant.key).position
-    if found != position:
-        raise TransientError(
-            f'could not see tenant "{tenant.key}" at {format_lsn(position)}',
-            detail=f"The snapshot of the target is at {format_lsn(found)}.",
-        )
+    def _read_position(self, receiver: connection) -> int:
+        if self.direction is Direction.FORWARD:
+            return require_stream(receiver, self.tenant.key).position
+        with closing(_open(self.target, self.tenant)) as target:
+            grace = require_way_back(target, self.tenant.key)
+        return read_position(receiver, grace)
 
 
 def export_snapshot(target: connection, position: int) -> Snapshot:
@@ -151,24 +236,29 @@ def open_lane(
 class _Stream:
     """The stream while it holds; released exactly once."""
 
-    def __init__(self, target_params: ConnectionParams, tenant: Tenant) -> None:
-        self._target_params, self._tenant = target_params, tenant
+    def __init__(
+        self, target_params: ConnectionParams, tenant: Tenant, direction: Direction
+    ) -> None:
+        self._target_params, self._tenant, self._direction = target_params, tenant, direction
         self.released = False
 
     def release(self) -> None:
         self.released = True
-        release(self._target_params, self._tenant.key)
+        release(self._target_params, self._tenant.key, direction=self._direction)
 
 
 @contextmanager
-def _held(target_params: ConnectionParams, tenant: Tenant) -> Iterator[_Stream]:
+def _held(
+    target_params: ConnectionParams, tenant: Tenant, direction: Direction
+) -> Iterator[_Stream]:
     hold(
         target_params,
         tenant.key,
         lease_seconds=LEASE_SECONDS,
         timeout_seconds=HANDSHAKE_TIMEOUT_SECONDS,
+        direction=direction,
     )
-    stream = _Stream(target_params, tenant)
+    stream = _Stream(target_params, tenant, direction)
     try:
         yield stream
     finally:
@@ -178,37 +268,6 @@ def _held(target_params: ConnectionParams, tenant: Tenant) -> Iterator[_Stream]:
             except (TenantferryError, psycopg2.Error):
                 # What went wrong before is what the caller must hear of.
                 logger.warning("could not release the stream; its lease ends by itself")
-
-
-@contextmanager
-def _source_snapshot(source_params: ConnectionParams, tenant: Tenant) -> Iterator[Snapshot]:
-    with closing(_open(source_params, tenant)) as source:
-        source.autocommit = True
-        # Of a validation whose process is gone but whose session is not.
-        drop_slot(source, tenant.validation_slot)
-    with exported_snapshot(
-        source_params,
-        slot=tenant.validation_slot,
-        temporary=True,
-        timeout_seconds=SLOT_TIMEOUT_SECONDS,
-    ) as snapshot:
-        yield snapshot
-
-
-def _advance(
-    source_params: ConnectionParams, target_params: ConnectionParams, tenant: Tenant, lsn: int
-) -> None:
-    with closing(_open(source_params, tenant)) as source:
-        source.autocommit = True
-        # On an idle source nothing else would tell the stream that the log has reached the LSN.
-        emit_marker(source, tenant)
-    advance(
-        target_params,
-        tenant.key,
-        lsn,
-        lease_seconds=LEASE_SECONDS,
-        timeout_seconds=HANDSHAKE_TIMEOUT_SECONDS,
-    )
 
 
 def _open(params: ConnectionParams, tenant: Tenant, **settings: str) -> connection:

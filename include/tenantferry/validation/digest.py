@@ -10,6 +10,7 @@ from psycopg2.extensions import connection
 
 from tenantferry.backfill.chunk import Chunk, chunk_predicate
 from tenantferry.schema.model import Table
+from tenantferry.schema.own_rows import own_rows
 
 # The sum of 128 bits per row does not depend on the order of the rows. Postgres has no integer
 # of 128 bits, so the two halves are added up apart; a sum of bigint is numeric and exact.
@@ -58,7 +59,7 @@ def digest_query(chunk: Chunk, table: Table, *, tenant_id: UUID | None) -> sql.C
     """Build the query that digests a chunk."""
     return _DIGEST.format(
         md5=row_hash(table),
-        table=sql.Identifier(chunk.schema, chunk.table),
+        table=own_rows(table),
         condition=row_condition(chunk, tenant_id=tenant_id),
     )
 

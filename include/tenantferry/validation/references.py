@@ -11,6 +11,7 @@ from tenantferry.backfill.planning import chunk_key
 from tenantferry.control.validations import Difference, MismatchKind
 from tenantferry.fleet import TableKind, Tenant
 from tenantferry.schema.model import ForeignKey, Table
+from tenantferry.schema.own_rows import own_rows
 
 MAX_NAMED = 20
 
@@ -45,6 +46,7 @@ def find_orphans(
     :param target: open transaction; its ``search_path`` is changed until its end.
     """
     names = [sql.Identifier(*table.qualified).as_string(target) for table in tables]
+    by_name = {table.qualified: table for table in tables}
     with target.cursor() as cursor:
         cursor.execute(_TYPE_SCHEMAS, (names,))
         path = ", ".join(["pg_catalog", *(name for (name,) in cursor)])
@@ -53,15 +55,22 @@ def find_orphans(
             for foreign_key in table.foreign_keys:
                 if not _is_checked(tenant, foreign_key):
                     continue
-                cursor.execute(orphans_query(tenant, table, foreign_key))
+                referenced = by_name.get(_referenced_name(foreign_key))
+                cursor.execute(orphans_query(tenant, table, foreign_key, referenced=referenced))
                 rows = cursor.fetchall()
                 if rows:
                     yield rows[0][0], tuple(_name(table, foreign_key, row[1:]) for row in rows)
         cursor.execute("SET LOCAL search_path = pg_catalog")
 
 
-def orphans_query(tenant: Tenant, table: Table, foreign_key: ForeignKey) -> sql.Composed:
-    """Build the query for the rows that violate a foreign key within the tenant."""
+def orphans_query(
+    tenant: Tenant, table: Table, foreign_key: ForeignKey, *, referenced: Table | None = None
+) -> sql.Composed:
+    """
+    Build the query for the rows that violate a foreign key within the tenant.
+
+    :param referenced: the table that it refers to; ``None`` for a shared one.
+    """
     pairs = zip(foreign_key.columns, foreign_key.referenced_columns, strict=True)
     same: list[sql.Composable] = [
         sql.SQL("p.{} = c.{}").format(sql.Identifier(theirs), sql.Identifier(ours))
@@ -77,13 +86,15 @@ def orphans_query(tenant: Tenant, table: Table, foreign_key: ForeignKey) -> sql.
     key = [sql.Identifier("c", column) for column in chunk_key(table)] or columns
     return _ORPHANS.format(
         key=sql.SQL(", ").join(sql.SQL("{}::pg_catalog.text").format(name) for name in key),
-        table=sql.Identifier(*table.qualified),
+        table=own_rows(table),
         tenant_id=sql.Literal(str(tenant.id)),
         partial=partial if foreign_key.match_full else sql.SQL(""),
         present=sql.SQL(" AND ").join(
             sql.SQL("{} IS NOT NULL").format(column) for column in columns
         ),
-        referenced=sql.Identifier(foreign_key.referenced_schema, foreign_key.referenced_table),
+        referenced=own_rows(referenced)
+        if referenced
+        else sql.Identifier(*_referenced_name(foreign_key)),
         same=sql.SQL(" AND ").join(same),
         limit=sql.Literal(MAX_NAMED),
     )
@@ -93,8 +104,12 @@ def _is_checked(tenant: Tenant, foreign_key: ForeignKey) -> bool:
     return foreign_key.validated and _referenced_kind(tenant, foreign_key) is not TableKind.SKIP
 
 
+def _referenced_name(foreign_key: ForeignKey) -> tuple[str, str]:
+    return foreign_key.referenced_schema, foreign_key.referenced_table
+
+
 def _referenced_kind(tenant: Tenant, foreign_key: ForeignKey) -> TableKind:
-    return tenant.kind_of(foreign_key.referenced_schema, foreign_key.referenced_table)
+    return tenant.kind_of(*_referenced_name(foreign_key))
 
 
 def _name(table: Table, foreign_key: ForeignKey, key: tuple[str, ...]) -> Difference:

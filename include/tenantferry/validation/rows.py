@@ -13,6 +13,7 @@ from psycopg2.extensions import connection
 from tenantferry.backfill.chunk import Chunk
 from tenantferry.control.validations import Difference, MismatchKind
 from tenantferry.schema.model import Table
+from tenantferry.schema.own_rows import own_rows
 from tenantferry.validation.digest import row_condition, row_hash
 
 FETCH_ROWS = 5_000
@@ -96,7 +97,7 @@ def _read_rows(
     query = _ROWS.format(
         texts=sql.Composed([sql.SQL("{}::pg_catalog.text, ").format(name) for name in names]),
         hash=row_hash(table),
-        table=sql.Identifier(chunk.schema, chunk.table),
+        table=own_rows(table),
         condition=row_condition(chunk, tenant_id=tenant_id),
         order=sql.Composed(
             [sql.SQL("convert_to({}::pg_catalog.text, 'UTF8'), ").format(name) for name in names]

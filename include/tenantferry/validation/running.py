@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby, pairwise
 
@@ -16,6 +17,7 @@ from tenantferry.backfill.failures import describe_failure
 from tenantferry.backfill.planning import read_key_columns
 from tenantferry.connections import ConnectionParams, open_connection
 from tenantferry.control.chunks import ChunkRecord, read_chunks
+from tenantferry.control.direction import Direction
 from tenantferry.control.validations import (
     Difference,
     ValidationResult,
@@ -29,9 +31,37 @@ from tenantferry.validation.comparison import MAX_NAMED, ChunkComparison, compar
 from tenantferry.validation.isolation import probe_isolation
 from tenantferry.validation.references import find_orphans
 
-__all__ = ["ValidationResult", "compare_view", "load_chunks", "validate_tenant"]
+__all__ = [
+    "TenantComparison",
+    "ValidationResult",
+    "compare_tenant",
+    "compare_view",
+    "load_chunks",
+    "record_comparison",
+    "validate_tenant",
+]
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TenantComparison:
+    """
+    What the comparison of a whole tenant showed.
+
+    :ivar position: LSN of the sending side at which both sides were compared.
+    :ivar rows: of the source.
+    :ivar differences: the first of *mismatches*.
+    """
+
+    direction: Direction
+    position: int
+    started_at: datetime
+    tables: int
+    chunks: int
+    rows: int
+    mismatches: int
+    differences: tuple[Difference, ...]
 
 
 def validate_tenant(
@@ -41,6 +71,7 @@ def validate_tenant(
     tables: Sequence[Table],
     *,
     run_id: str | None,
+    direction: Direction = Direction.FORWARD,
 ) -> ValidationResult:
     """
     Compare every row of the tenant at one position, and record what was found.
@@ -48,61 +79,116 @@ def validate_tenant(
     A mismatch is a result, not an error. Nothing on either side is changed.
 
     :param tables: of the source.
+    :param direction: of the stream that runs: forward for a tenant on its way, reverse for one in
+        grace.
     :raises TransientError: if it could not be told, e.g. because the stream does not answer.
     :raises CopyAgainError: if the tenant was copied from other tables.
     """
-    try:
-        result = _validate(source_params, target_params, tenant, tables, run_id=run_id)
-    except psycopg2.Error as error:
-        raise describe_failure(error, doing=f'validate tenant "{tenant.key}"') from None
-    logger.info(
-        "validated tenant=%s tables=%s chunks=%s rows=%s mismatches=%s seconds=%.2f",
-        tenant.key,
-        result.tables,
-        result.chunks,
-        result.rows,
-        result.mismatches,
-        result.seconds,
-    )
-    return result
+    found = compare_tenant(source_params, target_params, tenant, tables, direction=direction)
+    with closing(open_connection(target_params, purpose=_purpose(tenant))) as target, target:
+        return record_comparison(target, tenant, found, run_id=run_id)
 
 
-def _validate(
+def compare_tenant(
     source_params: ConnectionParams,
     target_params: ConnectionParams,
     tenant: Tenant,
     tables: Sequence[Table],
     *,
-    run_id: str | None,
-) -> ValidationResult:
+    direction: Direction = Direction.FORWARD,
+    slot_timeout_seconds: float | None = None,
+    on_aligned: Callable[[], None] | None = None,
+) -> TenantComparison:
+    """
+    Compare every row of the tenant at one position. Records nothing.
+
+    :param slot_timeout_seconds: how long the stream may stand still until the sending side gives a
+        snapshot.
+    :param on_aligned: called when both sides are seen at one position and the stream goes on; from
+        then on nothing that happens to the tenant changes the result.
+    :raises TransientError: if it could not be told, e.g. because the stream does not answer.
+    :raises CopyAgainError: if the tenant was copied from other tables.
+    """
     started_at = datetime.now(UTC)
-    purpose = f"validation of {tenant.key}"
-    with closing(open_connection(target_params, purpose=purpose)) as target:
-        with closing(
-            open_connection(source_params, purpose=purpose, autocommit=True, settings=TEXT_SETTINGS)
-        ) as source:
-            chunks = load_chunks(source, target, tenant, tables)
-        target.rollback()
+    try:
+        chunks = _load_chunks(source_params, target_params, tenant, tables)
         with aligned_view(
             source_params,
             target_params,
             tenant,
             lanes=max(1, min(tenant.backfill_workers, len(chunks))),
+            direction=direction,
+            slot_timeout_seconds=slot_timeout_seconds,
         ) as view:
+            if on_aligned is not None:
+                on_aligned()
             compared, differences, mismatches = compare_view(view, tenant, tables, chunks)
-        with target:
-            return record_validation(
-                target,
-                tenant.key,
-                run_id=run_id,
-                position=view.position,
-                started_at=started_at,
-                tables=len(tables),
-                chunks=len(chunks),
-                rows=sum(comparison.rows for comparison in compared),
-                mismatches=mismatches,
-                differences=differences,
-            )
+    except psycopg2.Error as error:
+        raise describe_failure(error, doing=f'validate tenant "{tenant.key}"') from None
+    found = TenantComparison(
+        direction=direction,
+        position=view.position,
+        started_at=started_at,
+        tables=len(tables),
+        chunks=len(chunks),
+        rows=sum(comparison.rows for comparison in compared),
+        mismatches=mismatches,
+        differences=differences,
+    )
+    logger.info(
+        "validated tenant=%s direction=%s tables=%s chunks=%s rows=%s mismatches=%s seconds=%.2f",
+        tenant.key,
+        direction,
+        found.tables,
+        found.chunks,
+        found.rows,
+        mismatches,
+        (datetime.now(UTC) - started_at).total_seconds(),
+    )
+    return found
+
+
+def record_comparison(
+    target: connection, tenant: Tenant, found: TenantComparison, *, run_id: str | None
+) -> ValidationResult:
+    """
+    Write down a comparison.
+
+    :param target: open transaction; the caller commits.
+    """
+    return record_validation(
+        target,
+        tenant.key,
+        run_id=run_id,
+        position=found.position,
+        started_at=found.started_at,
+        tables=found.tables,
+        chunks=found.chunks,
+        rows=found.rows,
+        mismatches=found.mismatches,
+        differences=found.differences,
+        direction=found.direction,
+    )
+
+
+def _purpose(tenant: Tenant) -> str:
+    return f"validation of {tenant.key}"
+
+
+def _load_chunks(
+    source_params: ConnectionParams,
+    target_params: ConnectionParams,
+    tenant: Tenant,
+    tables: Sequence[Table],
+) -> list[tuple[Chunk, Table]]:
+    purpose = _purpose(tenant)
+    with (
+        closing(open_connection(target_params, purpose=purpose)) as target,
+        closing(
+            open_connection(source_params, purpose=purpose, autocommit=True, settings=TEXT_SETTINGS)
+        ) as source,
+    ):
+        return load_chunks(source, target, tenant, tables)
 
 
 def load_chunks(
@@ -158,7 +244,9 @@ def compare_view(
     for orphans, named in find_orphans(view.probe, tenant, tables):
         differences += named
         mismatches += orphans
-    leaks = list(probe_isolation(view.probe, tenant, _count_rows(tables, compared)))
+    leaks = list(
+        probe_isolation(view.probe, tenant, _count_rows(tables, compared), is_live=view.is_live)
+    )
     view.probe.rollback()
     # A leak is never the one that is not named.
     differences[:0] = leaks

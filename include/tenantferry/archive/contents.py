@@ -1,0 +1,94 @@
+"""What a dump holds, so that a restore of it can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import resources
+from typing import Any
+
+from psycopg2 import sql
+from psycopg2.extensions import connection
+
+from tenantferry.errors import PermanentError
+
+_TABLES = resources.files("tenantferry.archive").joinpath("tables.sql").read_text("utf-8")
+_LOCALE = """
+SELECT pg_catalog.pg_encoding_to_char(encoding), datcollate::text, datctype::text
+FROM pg_catalog.pg_database WHERE datname = current_database()
+"""
+# A table counts its own rows only; those that inherit from it are counted themselves.
+_COUNT = sql.SQL("SELECT count(*) FROM ONLY {}")
+_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """
+    What is in a database.
+
+    :ivar rows: of each table, by ``schema.table``.
+    :ivar collate: its ``LC_COLLATE``.
+    :ivar ctype: its ``LC_CTYPE``.
+    """
+
+    rows: Mapping[str, int]
+    encoding: str
+    collate: str
+    ctype: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what can be stored, and read by `from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Contents:
+        """Read what `to_json` returned."""
+        return cls(**stored)
+
+    @property
+    def total(self) -> int:
+        """Rows of all tables."""
+        return sum(self.rows.values())
+
+
+def read_contents(database: connection) -> Contents:
+    """
+    Count every row of a database.
+
+    :param database: one transaction, for one instant; only read.
+    """
+    rows = {}
+    with database.cursor() as cursor:
+        cursor.execute(_LOCALE)
+        encoding, collate, ctype = cursor.fetchone() or ("", "", "")
+        cursor.execute(_TABLES)
+        for schema, table in cursor.fetchall():
+            cursor.execute(_COUNT.format(sql.Identifier(schema, table)))
+            (rows[f"{schema}.{table}"],) = cursor.fetchone() or (0,)
+    return Contents(rows, encoding, collate, ctype)
+
+
+def check_same_rows(restored: Contents, dumped: Contents) -> None:
+    """
+    Check that a restore brought back every table with as many rows as were dumped.
+
+    :raises PermanentError: if not; the message names the tables.
+    """
+    names = sorted({*restored.rows, *dumped.rows})
+    differing = [
+        f"{name} has {_tell(restored.rows.get(name))} instead of {_tell(dumped.rows.get(name))}"
+        for name in names
+        if restored.rows.get(name) != dumped.rows.get(name)
+    ]
+    if differing:
+        more = len(differing) - _NAMED
+        raise PermanentError(
+            f"the restored dump differs from what was dumped in {len(differing)} table(s)",
+            detail="; ".join(differing[:_NAMED]) + (f"; and {more} more." if more > 0 else "."),
+            hint='Clear the task "archive" and those after it: it dumps again.',
+        )
+
+
+def _tell(rows: int | None) -> str:
+    return "no such table" if rows is None else f"{rows} rows"

@@ -1,0 +1,235 @@
+"""
+Decommission the source of a tenant whose grace is over.
+
+Four verbs, in this order: `begin_retire`, `archive_source`, `verify_archive`, `lock_source`. Each
+finds out what is left of it. What a person would have to take back comes last, and only after the
+proof: nobody is locked out of a source whose dump was not restored once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime
+
+from psycopg2.extensions import connection
+
+from tenantferry.backfill.snapshot import drop_slot
+from tenantferry.connections import ConnectionParams, open_connection
+from tenantferry.control.archives import (
+    Archive,
+    begin_archive,
+    record_locked,
+    record_locking,
+    require_archive,
+)
+from tenantferry.control.graces import Grace, GraceEnd, end_grace, read_grace
+from tenantferry.control.pauses import read_flipped_pause
+from tenantferry.control.phases import IllegalPhaseError, Phase
+from tenantferry.control.registry import change_phase, require_registration, take_over
+from tenantferry.control.streams import retire_stream
+from tenantferry.errors import PermanentError
+from tenantferry.moves.archiving import check_fence_up, require_retiring
+from tenantferry.moves.former import settle_former
+from tenantferry.moves.move import Move
+from tenantferry.moves.sessions import exclusive_step, open_source
+from tenantferry.reverse.marker import emit_grace_over
+from tenantferry.reverse.removal import drop_positions
+from tenantferry.reverse.slot import drop_reverse_slot
+from tenantferry.schema.publication import drop_publication
+from tenantferry.traffic.fence import Fence
+from tenantferry.traffic.lock import is_locked, lock_database, plan_lock
+from tenantferry.traffic.settlement import forget_former
+
+logger = logging.getLogger(__name__)
+
+OnStep = Callable[[str], None]
+
+_RETIRABLE = """
+SELECT t.tenant, t.phase, g.started_at, g.ends_at, g.lost_reason
+FROM tenantferry.tenants AS t
+LEFT JOIN tenantferry.graces AS g ON g.tenant = t.tenant AND g.ended_at IS NULL
+WHERE t.phase = %s OR t.phase = %s AND g.ends_at <= clock_timestamp()
+ORDER BY g.ends_at NULLS FIRST, t.tenant
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Retirable:
+    """
+    A tenant that can be retired.
+
+    :ivar live_since: ``None`` where retiring has begun, and was interrupted.
+    :ivar lost_reason: why it could not go back even before that.
+    """
+
+    tenant: str
+    phase: Phase
+    live_since: datetime | None
+    grace_ended: datetime | None
+    lost_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RetireSummary:
+    """The tenant is in this phase now."""
+
+    phase: str
+
+
+@dataclass(frozen=True, slots=True)
+class LockSummary:
+    """
+    A locked source.
+
+    :ivar unlock: what a superuser runs on its server to let the application in again.
+    :ivar reverse_slot_dropped: no tenant is in grace any more.
+    """
+
+    unlock: str
+    reverse_slot_dropped: bool
+
+
+def find_retirable(target: ConnectionParams, declared: Collection[str]) -> list[Retirable]:
+    """
+    Return the tenants whose grace is over, or whose retiring was interrupted, the first ones first.
+
+    :param declared: keys of the fleet file; others are left alone.
+    """
+    with (
+        closing(open_connection(target, purpose="find retirable")) as session,
+        session,
+        session.cursor() as cursor,
+    ):
+        cursor.execute("SELECT to_regclass('tenantferry.graces') IS NULL")
+        if cursor.fetchone() == (True,):  # nothing was ever prepared in this target
+            return []
+        cursor.execute(_RETIRABLE, (Phase.RETIRING, Phase.LIVE))
+        found = [Retirable(row[0], Phase(row[1]), *row[2:]) for row in cursor]
+    for one in found:
+        if one.tenant not in declared:
+            logger.warning("tenant %s could be retired, but is not declared", one.tenant)
+    return [one for one in found if one.tenant in declared]
+
+
+def begin_retire(move: Move) -> RetireSummary:
+    """
+    End the tenant's way back for good.
+
+    :raises IllegalPhaseError: if the tenant is not live.
+    :raises PermanentError: if its grace is not over.
+    """
+    tenant = move.tenant
+    with exclusive_step(move.target, tenant=tenant.key, step="retire") as target:
+        settle_former(move, target)
+        with target:
+            phase = require_registration(target, tenant.key).phase
+            if phase in (Phase.RETIRING, Phase.RETIRED):
+                return RetireSummary(phase)
+            grace = _require_over(target, tenant.key, phase)
+            change_phase(
+                target,
+                tenant.key,
+                Phase.RETIRING,
+                run_id=move.run_id,
+                reason=f"its grace ended at {grace.ends_at:%Y-%m-%d %H:%M:%S %Z}",
+            )
+            take_over(target, tenant.key, run_id=move.run_id)
+            end_grace(target, tenant.key, why=GraceEnd.RETIRED)
+            emit_grace_over(target, tenant.key)
+            begin_archive(target, tenant.key, attempt=grace.attempt)
+    return RetireSummary(Phase.RETIRING)
+
+
+def lock_source(move: Move, *, on_step: OnStep | None = None) -> LockSummary:
+    """
+    Leave nothing of ours on the source, and let nobody in there any more, us included.
+
+    :raises PermanentError: if its dump was not verified.
+    :raises TransientError: if something is left to be done.
+    """
+    tenant, tell = move.tenant, on_step or _ignore
+    with exclusive_step(move.target, tenant=tenant.key, step="retire") as target:
+        recorded = require_retiring(target, tenant.key)
+        if recorded.verified_at is None:
+            raise PermanentError(
+                f'the dump of tenant "{tenant.key}" was not verified',
+                hint='Clear the task "verify" and those after it.',
+            )
+        if recorded.locked_at is None and not _was_locked(move, recorded):
+            _lock(move, target, tell)
+        with target:
+            retire_stream(target, tenant.key)
+            record_locked(target, tenant.key)
+            change_phase(
+                target,
+                tenant.key,
+                Phase.RETIRED,
+                run_id=move.run_id,
+                reason=f"dump {recorded.url} is verified, and nobody gets into the source",
+            )
+        tell("recorded")
+        # It names the password with which the application got into the source.
+        forget_former(move.router, tenant.alias)
+        with target:
+            recorded = require_archive(target, tenant.key)
+    dropped = drop_reverse_slot(move.target)
+    tell("reverse slot")
+    return LockSummary(recorded.unlock or "", dropped)
+
+
+def _require_over(target: connection, tenant: str, phase: Phase) -> Grace:
+    if phase is not Phase.LIVE:
+        raise IllegalPhaseError(
+            f'tenant "{tenant}" cannot be retired in phase "{phase}"',
+            detail="Only a tenant that is live on the target needs its source no more.",
+        )
+    grace = read_grace(target, tenant)
+    if grace is None:
+        raise PermanentError(
+            f'tenant "{tenant}" cannot be retired',
+            detail="It is live, but the target knows no time of grace that could be over.",
+        )
+    with target.cursor() as cursor:
+        cursor.execute("SELECT %s <= clock_timestamp()", (grace.ends_at,))
+        if cursor.fetchone() != (True,):
+            raise PermanentError(
+                f'the grace of tenant "{tenant}" is not over',
+                detail=f"It lasts until {grace.ends_at:%Y-%m-%d %H:%M:%S %Z}: until then it can go"
+                " back to its source.",
+                hint="Wait for that. To retire it earlier, set ends_at of its row of"
+                " tenantferry.graces in the target.",
+            )
+    return grace
+
+
+def _was_locked(move: Move, recorded: Archive) -> bool:
+    """Tell whether a former call has locked the source, and ended before it could say so."""
+    purpose = f"lock {move.tenant.key}"
+    return recorded.locking_at is not None and is_locked(move.source, purpose=purpose)
+
+
+def _lock(move: Move, target: connection, tell: OnStep) -> None:
+    tenant = move.tenant
+    with open_source(move.source, purpose=f"lock {tenant.key}") as source:
+        check_fence_up(source)
+        drop_slot(source, tenant.validation_slot)
+        drop_slot(source, tenant.slot)
+        drop_publication(source, tenant)
+        drop_positions(source)
+        tell("cleared")
+        with target:
+            cutover = read_flipped_pause(target, tenant.key)
+            if cutover is None:
+                raise PermanentError(f'tenant "{tenant.key}" was never cut over')
+            lock = plan_lock(source, Fence.from_json(cutover.fence))
+            record_locking(target, tenant.key, unlock=lock.undo)
+        tell("locking")
+        lock_database(source, lock)
+        tell("locked")
+
+
+def _ignore(_: str) -> None:
+    """Nobody listens."""

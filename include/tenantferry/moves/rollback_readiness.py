@@ -1,0 +1,187 @@
+"""All that a rollback checks and prepares while clients still work at the target."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg2.extensions import connection
+
+from tenantferry.backfill.snapshot import drop_slot, exported_snapshot
+from tenantferry.connections import ConnectionParams, open_client_connection
+from tenantferry.control.direction import Direction
+from tenantferry.control.graces import Grace, require_way_back
+from tenantferry.control.pauses import read_flipped_pause
+from tenantferry.control.streams import lock_stream
+from tenantferry.errors import PermanentError, TenantferryError, TransientError
+from tenantferry.moves.move import Move
+from tenantferry.moves.readiness import check_schema, trial_alias
+from tenantferry.reverse.positions import reopen_position
+from tenantferry.schema.catalog import read_tables
+from tenantferry.schema.publication import ensure_publication
+from tenantferry.schema.sequences import check_sequences_can_go_back
+from tenantferry.stream.handshake import advance, release
+from tenantferry.stream.marker import emit_marker
+from tenantferry.traffic.fence import Fence, check_fenced
+from tenantferry.traffic.instances import Instance
+from tenantferry.traffic.role_fence import RoleFence, plan_role_fence
+
+logger = logging.getLogger(__name__)
+
+# The name of the slot, and whether the next stream can begin with it.
+_SLOT = """
+SELECT slot.database = current_database() AND slot.plugin = 'pgoutput' AND NOT slot.active
+    AND slot.wal_status IS DISTINCT FROM 'lost' AND slot.confirmed_flush_lsn IS NOT NULL
+    AND pg_catalog.to_jsonb(slot) ->> 'invalidation_reason' IS NULL
+FROM pg_catalog.pg_replication_slots AS slot WHERE slot.slot_name = %s
+"""
+# What a server says to somebody whom it knows and the fence keeps out.
+_FENCED = "permission denied for database"
+
+
+@dataclass(frozen=True, slots=True)
+class WayBack:
+    """
+    What was prepared.
+
+    :ivar cutover: number of the attempt that is rolled back.
+    :ivar grace: that ends with it.
+    :ivar fence: what the source's fence took away, to be given back.
+    :ivar role_fence: what the fence of the tenant's role takes away.
+    """
+
+    cutover: int
+    grace: Grace
+    fence: Fence
+    role_fence: RoleFence
+
+    @property
+    def taken(self) -> dict[str, Any]:
+        """What whoever settles the attempt gives back, as JSON."""
+        return {**self.fence.to_json(), "role": self.role_fence.to_json()}
+
+
+def get_ready_to_go_back(move: Move, source: connection, target: connection) -> WayBack:
+    """
+    Check everything that could fail during the pause, and do everything slow.
+
+    :param source: session in autocommit.
+    :param target: the step's session, outside a transaction; commits.
+    :raises PermanentError: if the tenant cannot be rolled back.
+    :raises TransientError: if it cannot be rolled back now.
+    """
+    tenant = move.tenant
+    way = _read_way_back(move, target)
+    check_fenced(source, way.fence)
+    move.router.check(tenant.alias, max_write_pause_seconds=tenant.max_write_pause_seconds)
+    check_schema(
+        move,
+        source,
+        target,
+        hint="Both sides must describe the tenant's tables alike again before it can go back.",
+    )
+    check_sequences_can_go_back(source, tenant)
+    _rehearse(move, way)
+    # An attempt that was undone while the source was away may have left it closed.
+    reopen_position(source, way.grace)
+    _check_lag(move, target)
+    with target, target.cursor() as cursor:
+        # What may be left of the forward stream: its end is not waited for in the pause.
+        lock_stream(cursor, tenant.key, for_session=False)
+    ensure_publication(source, tenant, read_tables(source, tenant))
+    # Last: until the stream reads it, it keeps the source's log.
+    _ensure_slot(move, source)
+    return way
+
+
+def _read_way_back(move: Move, target: connection) -> WayBack:
+    with target:
+        grace = require_way_back(target, move.tenant.key)
+        recorded = read_flipped_pause(target, move.tenant.key)
+    if recorded is None or recorded.id != grace.attempt:
+        raise PermanentError(
+            f'tenant "{move.tenant.key}" cannot go back',
+            detail=f"Its grace began with cutover attempt {grace.attempt}, not with its latest.",
+        )
+    role_fence = plan_role_fence(target, move.tenant.role)
+    return WayBack(recorded.id, grace, Fence.from_json(recorded.fence), role_fence)
+
+
+def _rehearse(move: Move, way: WayBack) -> None:
+    """
+    Log in as the application through every instance to where its alias will point again.
+
+    The source knows the login and refuses it for its fence: so a changed password or address shows
+    before anybody is paused.
+
+    :raises PermanentError: if the application would not reach its source.
+    """
+    entries = move.router.read_former(move.tenant.alias, attempt=way.cutover)
+    with trial_alias(move, entries) as trials:
+        for instance, params in trials:
+            _try_source(move, instance, params)
+
+
+def _try_source(move: Move, instance: Instance, params: ConnectionParams) -> None:
+    try:
+        open_client_connection(params, purpose=f"probe {move.tenant.key}").close()
+    except TenantferryError as error:
+        if _FENCED in error.detail:
+            return
+        raise type(error)(
+            f'PgBouncer instance "{instance.name}" cannot take the application of tenant'
+            f' "{move.tenant.key}" back to its source',
+            detail=str(error),
+            hint="The comment above the alias in the alias file tells host and login that the"
+            " source had at the cutover. Mend it there, or the login on the source.",
+        ) from None
+    raise PermanentError(
+        f'the source of tenant "{move.tenant.key}" lets the application in',
+        detail=f'It came in through PgBouncer instance "{instance.name}".',
+        hint="Its alias pointed at another database before the cutover, or the fence is down.",
+    )
+
+
+def _check_lag(move: Move, target: connection) -> None:
+    """Drain as the pause will, and let go: only what the source says proves the whole way."""
+    tenant = move.tenant
+    threshold = tenant.lag_threshold_seconds
+    started = time.monotonic()
+    with target:
+        lsn = emit_marker(target, tenant)
+    advance(
+        move.target,
+        tenant.key,
+        lsn,
+        timeout_seconds=max(threshold, tenant.max_write_pause_seconds),
+        exact=False,
+        direction=Direction.REVERSE,
+    )
+    seconds = time.monotonic() - started
+    release(move.target, tenant.key, direction=Direction.REVERSE)
+    if seconds > threshold:
+        raise TransientError(
+            f'reverse stream of tenant "{tenant.key}" is {seconds:.1f} s behind',
+            detail=f"The pause would take that long; lag_threshold_seconds is {threshold:g}.",
+            hint="Wait until it has caught up.",
+        )
+
+
+def _ensure_slot(move: Move, source: connection) -> None:
+    """Make sure that the source keeps what is written from now on, for the next forward stream."""
+    slot = move.tenant.slot
+    with source.cursor() as cursor:
+        cursor.execute(_SLOT, (slot,))
+        is_usable = cursor.fetchone() == (True,)
+    if is_usable:
+        return
+    drop_slot(source, slot)
+    with exported_snapshot(
+        move.source,
+        slot=slot,
+        temporary=False,
+        timeout_seconds=move.tenant.slot_timeout_seconds,
+    ):
+        logger.info("created replication slot %s on the source", slot)

@@ -1,0 +1,236 @@
+"""The rows of tenants on their way and in grace, compared while they work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from move_stage import Stage, rows
+from tenantferry.connections import open_connection
+from tenantferry.control.direction import Direction
+from tenantferry.control.streams import read_stream
+from tenantferry.control.validations import read_latest_validation
+from tenantferry.local.accounts import free_port
+from tenantferry.moves.cutover import cutover
+from tenantferry.moves.sessions import exclusive_step
+from tenantferry.validation import alignment, running
+from tenantferry.watch import sample
+from tenantferry.watch.report import Report
+from tenantferry.watch.sample import validate_sample
+from tenantferry.watch.watched import Watched
+from traffic_clients import Writers
+
+Declare = Callable[..., Watched]
+
+COUNT = "SELECT direction, count(*) FROM tenantferry.validations GROUP BY 1 ORDER BY 1"
+
+
+@pytest.fixture
+def watched(stage: Stage, declare: Declare) -> Watched:
+    """The fleet of the tenant on the stage."""
+    return declare(move=stage.move)
+
+
+@pytest.fixture
+def live(stage: Stage) -> Iterator[Stage]:
+    """The same tenant, live and in grace; its source follows."""
+    with stage.reversing():
+        cutover(stage.move)
+        yield stage
+
+
+def compare(watched: Watched) -> Report:
+    return validate_sample(watched, run_id="watch")
+
+
+def seen(report: Report) -> list[Any]:
+    return [look.numbers["compared"] for look in report.looks]
+
+
+def test_the_rows_of_a_tenant_on_its_way_are_compared_while_it_works(
+    stage: Stage, watched: Watched
+) -> None:
+    with Writers([stage.client] * 2):
+        report = compare(watched)
+
+    assert (report.findings, seen(report)) == ([], ["yes"])
+    assert report.looks[0].numbers["direction"] == "forward"
+    assert rows(stage.target, COUNT) == [("forward", 2)]
+    # It says for which partitions it holds, or a cutover would have to compare again.
+    assert rows(stage.target, "SELECT DISTINCT partitions FROM tenantferry.validations") == [({},)]
+    assert stage.phase() == "validated"
+
+
+def test_a_row_that_differs_is_a_finding_that_names_it(stage: Stage, watched: Watched) -> None:
+    rows(stage.target, "UPDATE public.counted SET note = 'corrupt' WHERE id = 7")
+
+    (finding,) = compare(watched).problems
+
+    assert 'different: row id=7 of table "public.counted"' in finding.detail
+    assert stage.phase() == "validated"  # a look changes nothing; the cutover compares again
+    latest = read_latest_validation(stage.target, "acme")
+    assert latest is not None
+    assert latest.mismatches == 1
+
+
+def test_the_rows_of_a_tenant_in_grace_are_compared_while_it_works(
+    live: Stage, watched: Watched
+) -> None:
+    before = read_latest_validation(live.target, "acme")
+    with Writers([live.client] * 2) as writers:
+        writers.wait_for(5)
+        reports = [compare(watched) for _ in range(2)]
+
+    assert writers.errors == []
+    assert [report.findings for report in reports] == [[], []]
+    assert reports[0].looks[0].numbers["direction"] == "reverse"
+    assert rows(live.target, COUNT) == [("forward", 1), ("reverse", 2)]
+    # It says nothing of whether the tenant may be cut over, should it ever go back.
+    assert read_latest_validation(live.target, "acme") == before
+    stream = read_stream(live.target, "acme", direction=Direction.REVERSE)
+    assert stream is not None
+    assert stream.command == "run"
+
+
+def test_a_row_that_differs_in_the_source_of_a_tenant_in_grace_is_a_finding(
+    live: Stage, watched: Watched
+) -> None:
+    rows(live.source, "UPDATE public.counted SET note = 'corrupt' WHERE id = 7")
+    rows(live.source, "DELETE FROM public.counted WHERE id = 8")
+
+    (finding,) = compare(watched).problems
+
+    assert "Source and target differ in 2 place(s)" in finding.detail
+    assert 'different: row id=7 of table "public.counted"' in finding.detail
+    assert 'extra: row id=8 of table "public.counted"' in finding.detail
+    assert "Do not roll the tenant back" in finding.hint
+
+
+def test_a_tenant_that_a_step_has_gives_its_turn_away(stage: Stage, watched: Watched) -> None:
+    with exclusive_step(stage.move.target, tenant="acme", step="test"):
+        report = compare(watched)
+
+    assert (report.findings, seen(report)) == ([], ["no, a step of it runs"])
+    assert rows(stage.target, COUNT) == [("forward", 1)]
+
+
+def test_a_step_may_begin_and_no_slot_is_kept_while_rows_are_compared(
+    stage: Stage, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots: list[Any] = []
+    original = running.compare_view
+
+    def interfere(*arguments: Any) -> Any:
+        with exclusive_step(stage.move.target, tenant="acme", step="test", timeout_seconds=0.1):
+            slots.append(
+                rows(
+                    stage.source,
+                    "SELECT slot_name FROM pg_replication_slots"
+                    " WHERE database = current_database() ORDER BY 1",
+                )
+            )
+        return original(*arguments)
+
+    monkeypatch.setattr(running, "compare_view", interfere)
+    report = compare(watched)
+
+    assert (report.findings, seen(report)) == ([], ["yes"])
+    assert slots == [[("tenantferry_acme",)]]
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+def test_rows_of_two_instants_are_never_compared(
+    stage: Stage, watched: Watched, monkeypatch: pytest.MonkeyPatch, direction: Direction
+) -> None:
+    """As if the lease of the hold had ended, and the stream stood anywhere."""
+    with ExitStack() as stack:
+        if direction is Direction.REVERSE:
+            stack.enter_context(stage.reversing())
+            cutover(stage.move)
+        monkeypatch.setattr(alignment, "advance", lambda *_, **__: None)
+        (finding,) = compare(watched).problems
+
+    assert 'could not see tenant "acme" at' in finding.detail
+    assert rows(stage.target, COUNT) == [("forward", 1)]
+
+
+def test_equal_rows_of_a_copy_that_is_no_more_prove_nothing(
+    stage: Stage, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = running.compare_tenant
+
+    def move_on(*arguments: Any, **named: Any) -> Any:
+        found = original(*arguments, **named)
+        rows(stage.target, "UPDATE tenantferry.tenants SET changed_at = clock_timestamp()")
+        return found
+
+    monkeypatch.setattr(sample, "compare_tenant", move_on)
+    report = compare(watched)
+
+    assert "has moved on while it was compared" in report.problems[0].detail
+    assert rows(stage.target, COUNT) == [("forward", 1)]
+
+
+def test_the_tenant_that_was_compared_the_longest_ago_is_next(
+    stage: Stage, declare: Declare
+) -> None:
+    watched = declare(
+        sources={
+            "acme": stage.move.source,
+            "globex": replace(stage.move.source, port=free_port()),
+        }
+    )
+    rows(
+        stage.target,
+        "INSERT INTO tenantferry.tenants (tenant, tenant_id, phase, source_identity)"
+        " VALUES ('globex', gen_random_uuid(), 'streaming', '1/globex');"
+        "INSERT INTO tenantferry.streams (tenant, position, confirmed, state)"
+        " VALUES ('globex', '0/1', '0/1', 'running')",
+    )
+
+    first = compare(watched)
+    rows(
+        stage.target,
+        "INSERT INTO tenantferry.validations"
+        " (tenant, position, started_at, tables, chunks, rows, mismatches)"
+        " VALUES ('globex', '0/1', now(), 1, 1, 1, 0)",
+    )
+    second = compare(watched)
+
+    # One that cannot be compared is told, and costs the next one nothing.
+    assert [look.subject for look in first.looks] == ['rows of tenant "globex"',
+                                                      'rows of tenant "acme"']  # fmt: skip
+    assert [finding.verdict for finding in first.findings] == ["warning"]
+    assert [look.subject for look in second.looks] == ['rows of tenant "acme"']
+
+
+def test_that_nothing_can_be_compared_is_a_finding(stage: Stage, declare: Declare) -> None:
+    gone = replace(stage.move.source, port=free_port())
+
+    (finding,) = compare(declare(sources={"acme": gone})).problems
+
+    assert "They could not be compared: could not connect" in finding.detail
+
+
+def test_no_tenant_is_compared_where_that_is_switched_off(stage: Stage, declare: Declare) -> None:
+    assert compare(declare(validate_tenants=0)) == Report()
+
+
+def test_the_stream_is_released_when_the_source_gives_no_snapshot(
+    stage: Stage, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample, "SLOT_TIMEOUT_SECONDS", 0.3)
+    owner = replace(stage.move.source, user="app_owner", password="owner")
+    with closing(open_connection(owner, purpose="test client")) as client:
+        rows(client, "INSERT INTO public.written VALUES (1)")
+        (finding,) = compare(watched).problems
+        client.rollback()
+
+    assert "could not create replication slot" in finding.detail
+    stream = read_stream(stage.target, "acme")
+    assert stream is not None
+    assert stream.command == "run"
