@@ -1,0 +1,1 @@
+"""Moving a fleet night by night: what to move next, and when to stop."""

@@ -1,0 +1,84 @@
+"""How a wave ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from tenantferry.control.waves import Member, Standing, Wave
+from tenantferry.errors import PermanentError
+from tenantferry.fleet.operation import Waves
+from tenantferry.waves.starting import explain_failure, has_failed
+
+
+class WaveStoppedError(PermanentError):
+    """A wave stopped itself. Nobody is half-way: what was in flight went on to its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class WaveSummary:
+    """
+    What became of the tenants of a wave.
+
+    :ivar failed: with the reasons; also who is not finished in time, and goes on.
+    :ivar asking: wait for a person; the stream keeps them current.
+    :ivar declined: a person refused the cutover.
+    :ivar not_started: left to a later wave, with the reason where there is one.
+    """
+
+    wave: int | None = None
+    stage: int | None = None
+    live: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    asking: tuple[str, ...] = ()
+    declined: tuple[str, ...] = ()
+    not_started: tuple[str, ...] = ()
+
+    def tell(self) -> str:
+        """Return it in one line."""
+        parts = {
+            "live": self.live,
+            "failed": self.failed,
+            "waiting for a person": self.asking,
+            "declined": self.declined,
+            "not started": self.not_started,
+        }
+        told = [f"{name}: {', '.join(tenants)}" for name, tenants in parts.items() if tenants]
+        return "; ".join(told) or "nothing was to be done"
+
+
+def summarize(wave: Wave, settings: Waves, now: datetime) -> WaveSummary:
+    """Tell what became of the tenants of a wave that is over."""
+
+    def keys(condition: Callable[[Member], bool]) -> tuple[str, ...]:
+        return tuple(member.tenant for member in wave.members if condition(member))
+
+    idle = [m for m in wave.members if m.standing in (None, Standing.SKIPPED)]
+    return WaveSummary(
+        wave=wave.number,
+        stage=wave.stage,
+        live=keys(lambda m: m.standing is Standing.LIVE),
+        failed=tuple(
+            explain_failure(m, settings) for m in wave.members if has_failed(m, settings, now)
+        ),
+        asking=keys(lambda m: m.standing is Standing.ASKING),
+        declined=keys(lambda m: m.standing is Standing.DECLINED),
+        not_started=tuple(f"{m.tenant} ({m.detail})" if m.detail else m.tenant for m in idle),
+    )
+
+
+def check_wave(wave: Wave, summary: WaveSummary) -> None:
+    """
+    Check that a wave that is over was not stopped.
+
+    :raises WaveStoppedError: if it was.
+    """
+    if wave.stop_reason is not None:
+        raise WaveStoppedError(
+            f"wave {wave.number} stopped: {wave.stop_reason}",
+            detail=f"Nobody was left half-way: {summary.tell()}.",
+            hint="See the runs of those that failed; mend what they say and clear their failed"
+            ' tasks. Then clear "run_wave" to go on tonight, or leave the rest to the next wave,'
+            " which goes on where this one stopped.",
+        )
