@@ -10,6 +10,7 @@ from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import DAG, TaskGroup, get_parsing_context
 
+from tenantferry_airflow.defaults import task_defaults
 from tenantferry_airflow.documents import read_sections
 from tenantferry_airflow.fleet import load_declared_fleet
 from tenantferry_airflow.operators import (
@@ -22,13 +23,12 @@ from tenantferry_airflow.operators import (
     ValidateOperator,
 )
 from tenantferry_airflow.pools import CUTOVER_POOL, backfill_pool
-from tenantferry_airflow.retries import RETRY_BY_ERROR_CLASS
 from tenantferry_airflow.sensors import LagSensor
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
 
-    from tenantferry.fleet import Tenant
+    from tenantferry.fleet import Fleet, Tenant
 
 DOCUMENTS = read_sections(Path(__file__).with_suffix(".md"))
 
@@ -38,7 +38,7 @@ LAG_TIMEOUT = timedelta(hours=6)
 CUTOVER_RETRY_DELAY = timedelta(seconds=30)
 
 
-def build_dag(tenant: Tenant) -> DAG:
+def build_dag(tenant: Tenant, fleet: Fleet) -> DAG:
     """Wire the move of one tenant. Touches no database."""
     with DAG(
         dag_id=tenant.dag_id,
@@ -51,14 +51,13 @@ def build_dag(tenant: Tenant) -> DAG:
         # Without a schedule nothing runs by itself, and a run of a paused Dag would just wait.
         is_paused_upon_creation=False,
         max_active_runs=1,
-        default_args={
-            "owner": "tenantferry",
-            "retries": 5,
-            "retry_delay": timedelta(seconds=10),
-            "retry_policy": RETRY_BY_ERROR_CLASS,
+        default_args=task_defaults(
+            fleet,
+            retries=5,
+            retry_delay=timedelta(seconds=10),
             # The nearer a tenant is to its end, the sooner it gets a slot.
-            "weight_rule": "upstream",
-        },
+            weight_rule="upstream",
+        ),
     ) as dag:
         with _group("get_ready", "Get ready"):
             preflight = PreflightOperator(**_step(tenant, "preflight"), retries=1)
@@ -116,6 +115,7 @@ def _step(tenant: Tenant, task_id: str) -> dict[str, str]:
 # cannot be used is reported by broken_tenants.py and does not cost the others their Dags.
 wanted_dag_id = get_parsing_context().dag_id
 
-for declared in load_declared_fleet().tenants.values():
+declared_fleet = load_declared_fleet()
+for declared in declared_fleet.tenants.values():
     if wanted_dag_id in (None, declared.dag_id):
-        globals()[declared.dag_id] = build_dag(declared)
+        globals()[declared.dag_id] = build_dag(declared, declared_fleet)

@@ -37,12 +37,17 @@ def parse(folder: Path = DAGS) -> DagBag:
     return DagBag(dag_folder=str(folder), bundle_path=DAGS, bundle_name="dags-folder")
 
 
+def moves(bag: DagBag) -> dict[str, Any]:
+    """Return the Dags that move a tenant."""
+    return {key: dag for key, dag in bag.dags.items() if key.startswith("migrate_")}
+
+
 def test_each_tenant_has_a_dag_with_the_steps_in_their_order(fleet_file: Path) -> None:
     bag = parse()
 
     assert bag.import_errors == {}
-    assert sorted(bag.dags) == ["migrate_acme", "migrate_globex"]
-    for dag in bag.dags.values():
+    assert sorted(moves(bag)) == ["migrate_acme", "migrate_globex"]
+    for dag in moves(bag).values():
         assert {task.task_id: task.downstream_task_ids for task in dag.tasks} == EDGES
 
 
@@ -117,7 +122,7 @@ def test_a_broken_tenant_is_an_import_error_and_costs_no_other_tenant_its_dag(
 
     bag = parse()
 
-    assert sorted(bag.dags) == ["migrate_acme", "migrate_globex"]
+    assert sorted(moves(bag)) == ["migrate_acme", "migrate_globex"]
     assert list(bag.import_errors) == ["broken_tenants.py"]
     (error,) = bag.import_errors.values()
     assert str(fleet_file) in error
@@ -151,7 +156,7 @@ def test_parsing_opens_no_connection(fleet_file: Path, monkeypatch: pytest.Monke
     bag = parse()
 
     assert bag.import_errors == {}
-    assert len(bag.dags) == 2
+    assert len(moves(bag)) == 2
 
 
 def test_gotcha_45_parsing_for_a_task_of_one_tenant_builds_one_dag(
