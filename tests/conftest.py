@@ -63,10 +63,8 @@ def _run_server(name: str, *, newest: bool) -> Iterator[PostgresServer]:
         shutil.rmtree(base, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
-def source_server() -> Iterator[PostgresServer]:
-    """A cluster for sources."""
-    for server in _run_server("source", newest=False):
+def _run_source_server(name: str, *, newest: bool) -> Iterator[PostgresServer]:
+    for server in _run_server(name, newest=newest):
         server.psql(
             "-c",
             "ALTER ROLE tenantferry REPLICATION",
@@ -74,6 +72,18 @@ def source_server() -> Iterator[PostgresServer]:
             "CREATE ROLE app_owner LOGIN PASSWORD 'owner'",
         )
         yield server
+
+
+@pytest.fixture(scope="session")
+def source_server() -> Iterator[PostgresServer]:
+    """A cluster for sources."""
+    yield from _run_source_server("source", newest=False)
+
+
+@pytest.fixture(scope="session")
+def newest_source_server() -> Iterator[PostgresServer]:
+    """A cluster for sources that have what only the newest version has."""
+    yield from _run_source_server("newest", newest=True)
 
 
 @pytest.fixture(scope="session")

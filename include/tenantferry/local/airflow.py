@@ -21,7 +21,7 @@ from tenantferry.fleet import load_fleet
 from tenantferry.fleet.pools import plan_pools
 from tenantferry.local.accounts import free_port
 from tenantferry.local.airflow_api import AirflowApi
-from tenantferry.local.processes import end_sessions
+from tenantferry.local.processes import end_sessions, kill_sessions
 
 # Arguments of "airflow". docker-compose.yaml runs the same ones; a test compares them. Task logs
 # are read from the shared folder, so nobody has to serve them.
@@ -43,9 +43,14 @@ _QUICK: Mapping[str, str] = {
     "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.3",
     "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "2",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
+    # What a scheduler leaves behind that is killed waits for these two.
+    "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "15",
+    "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "5",
     "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
-    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "5",
     "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
+    # Many tasks may start at the same time, on a machine that does other things as well.
+    "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "120",
+    "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": "180",
     "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
     "AIRFLOW__API__AUTO_REFRESH_INTERVAL": "1",
 }
@@ -150,6 +155,19 @@ class LocalAirflow:
         """End every process that was started and wait until the last is gone."""
         end_sessions(list(self.processes.values()), timeout_seconds=STOP_TIMEOUT_SECONDS)
         self.processes.clear()
+
+    def restart(self, component: str) -> None:
+        """
+        Kill one component with all that it runs, as a crash of its machine would; start it again.
+
+        The scheduler runs the tasks: they die with it.
+
+        :param component: a key of `COMPONENTS`.
+        :raises TransientError: if it does not come up.
+        """
+        kill_sessions([self.processes[component]])
+        self.processes[component] = self._spawn(component, COMPONENTS[component])
+        self._wait_until_healthy()
 
     def __enter__(self) -> Self:
         self.start()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -77,8 +77,12 @@ class AirflowApi:
         """Let a Dag run."""
         self._call("PATCH", f"/dags/{dag_id}", is_repeatable=True, json={"is_paused": False})
 
-    def trigger(self, dag_id: str) -> str:
-        """Start a run and return its id."""
+    def trigger(self, dag_id: str, *, conf: Mapping[str, Any] | None = None) -> str:
+        """
+        Start a run and return its id.
+
+        :param conf: values of the Dag's parameters, in place of their defaults.
+        """
         # The id is ours, so that a request whose answer was lost may be sent again: Airflow then
         # refuses the second run of that id, and there is one.
         run_id = f"manual__{datetime.now(UTC).isoformat()}_{secrets.token_hex(4)}"
@@ -86,7 +90,7 @@ class AirflowApi:
             "POST",
             f"/dags/{dag_id}/dagRuns",
             is_repeatable=True,
-            json={"logical_date": None, "dag_run_id": run_id},
+            json={"logical_date": None, "dag_run_id": run_id, "conf": dict(conf or {})},
         )
         if answer.status_code != _CONFLICT:
             _read(answer)
@@ -106,8 +110,22 @@ class AirflowApi:
         """Return task id to state; ``None`` for a task that waits for others."""
         return {name: task["state"] for name, task in self.tasks(dag_id, run_id).items()}
 
-    def clear(self, dag_id: str, run_id: str, task_ids: list[str]) -> None:
-        """Clear these tasks and no others, in whatever state they are."""
+    def mapped_states(self, dag_id: str, run_id: str) -> dict[tuple[str, int], str | None]:
+        """Return task id and map index to state; the index of a task that is not mapped is -1."""
+        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances"
+        return {
+            (task["task_id"], task["map_index"]): task["state"]
+            for task in self._list(path, "task_instances")
+        }
+
+    def clear(
+        self, dag_id: str, run_id: str, task_ids: list[str], *, downstream: bool = False
+    ) -> None:
+        """
+        Clear these tasks, in whatever state they are.
+
+        :param downstream: and those after them; else no others.
+        """
         self._call(
             "POST",
             f"/dags/{dag_id}/clearTaskInstances",
@@ -116,14 +134,28 @@ class AirflowApi:
                 "only_failed": False,
                 "dag_run_id": run_id,
                 "task_ids": task_ids,
+                "include_downstream": downstream,
             },
         )
 
-    def respond(self, dag_id: str, run_id: str, task_id: str, *, option: str) -> None:
+    def mark(self, dag_id: str, run_id: str, task_id: str, *, state: str) -> None:
+        """
+        Set a task to ``success`` or ``failed``, in whatever state it is; one that runs is ended.
+        """
+        self._call(
+            "PATCH",
+            f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}",
+            is_repeatable=True,
+            json={"new_state": state},
+        )
+
+    def respond(
+        self, dag_id: str, run_id: str, task_id: str, *, option: str, map_index: int = -1
+    ) -> None:
         """Answer a task that asks a person, e.g. ``Approve`` or ``Reject``."""
         self._call(
             "PATCH",
-            f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/-1/hitlDetails",
+            f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/{map_index}/hitlDetails",
             json={"chosen_options": [option]},
         )
 
@@ -141,6 +173,16 @@ class AirflowApi:
     def pools(self) -> dict[str, int]:
         """Return pool to slots."""
         return {pool["name"]: pool["slots"] for pool in self._list("/pools", "pools")}
+
+    def resize_pool(self, name: str, slots: int) -> None:
+        """Give a pool as many slots."""
+        self._call(
+            "PATCH",
+            f"/pools/{name}",
+            is_repeatable=True,
+            # It wants all of a pool.
+            json={"pool": name, "slots": slots, "include_deferred": False},
+        )
 
     def task_log(self, dag_id: str, run_id: str, task_id: str) -> str:
         """Return the log of all tries of a task, one event per line."""

@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -35,8 +34,6 @@ PROJECT_ROOT = Path(__file__).parents[3]
 _CLIENT_START_SECONDS = 120.0
 # How long the clients go on after the last cutover.
 _EPILOGUE_SECONDS = 5.0
-# Two disks and two processors at most are kept busy by loading.
-_LOADERS = 2
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -57,8 +54,7 @@ def run_demo(fleet: LocalFleet, options: Options) -> tuple[Report, list[Run]]:
     fleet.start_servers()
     what = f'"{options.dump}"' if options.dump else f"{sum(t.rows for t in fleet.tenants):,} rows"
     say(f"loading {len(fleet.tenants)} tenants with {what}")
-    with ThreadPoolExecutor(_LOADERS) as pool:
-        list(pool.map(lambda tenant: fleet.load_tenant(tenant, dump=options.dump), fleet.tenants))
+    fleet.load_tenants(dump=options.dump)
     say("starting PgBouncer and one client per tenant")
     fleet.start_pooler()
     clients = start_clients(fleet, options)

@@ -6,7 +6,9 @@ import os
 import secrets
 import shutil
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib import metadata, resources
@@ -29,9 +31,12 @@ _NAMESPACE = UUID("6f1d2a44-6f0e-4f0c-9c1e-0b6d3f0c7a10")
 _FIRST_KEYS = ("acme", "globex", "initech")
 _MIGRATION_ROLE = "tenantferry"
 _TARGET_DATABASE = "shared"
-# A stream keeps a worker for hours; the other steps of all tenants share a few more.
+# A stream keeps a worker for hours, and so do the reverse streams, which are one task; the other
+# steps of all tenants share a few more.
 _MOST_STREAMS = 16
-_OTHER_WORKERS = 5
+_OTHER_WORKERS = 6
+# Two disks and two processors at most are kept busy by loading.
+_LOADERS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +121,13 @@ class LocalFleet:
         )
         self.pooler = PgBouncer(servers / "pgbouncer")
         self.airflow: LocalAirflow | None = None
+        self._granting = threading.Lock()
 
     def start_servers(self) -> None:
         """Start the sources' server, the target and Airflow's, with their roles and databases."""
         for name, server in self._servers().items():
             server.start()
-            if server.pid is not None:
-                self.ledger.record(f"PostgreSQL {name}", Role.SERVER, server.pid)
+            self._record_server(name, server)
         self._create_login(self.source, _MIGRATION_ROLE, self._passwords["migration"])
         self.source.psql("-c", f"ALTER ROLE {_MIGRATION_ROLE} REPLICATION")
         self._create_login(self.target, _MIGRATION_ROLE, self._passwords["migration"])
@@ -147,7 +152,14 @@ class LocalFleet:
             load_dump(self.source, tenant.key, dump)
         adopt_objects(self.source, tenant.key, owner=tenant.owner, app=tenant.app)
         self.source.psql("-c", "ANALYZE", database=tenant.key)
-        _grant(self.source, "source_privileges.sql", tenant.key, f"--set=owner={tenant.owner}")
+        # Some of it concerns the whole server: of two at the same time one would fail.
+        with self._granting:
+            _grant(self.source, "source_privileges.sql", tenant.key, f"--set=owner={tenant.owner}")
+
+    def load_tenants(self, *, dump: Path | None = None) -> None:
+        """Make every tenant's own database, some at the same time; see `load_tenant`."""
+        with ThreadPoolExecutor(_LOADERS) as pool:
+            list(pool.map(lambda tenant: self.load_tenant(tenant, dump=dump), self.tenants))
 
     def start_pooler(self) -> None:
         """Start PgBouncer with every tenant's alias pointing at its source."""
@@ -162,9 +174,7 @@ class LocalFleet:
                 user=tenant.app,
                 password=tenant.password,
             )
-        self.pooler.start()
-        if self.pooler.pid is not None:
-            self.ledger.record("PgBouncer", Role.POOLER, self.pooler.pid)
+        self._start_pooler()
 
     def write_fleet_file(self) -> None:
         """Declare the fleet as a user of Airflow does."""
@@ -238,6 +248,22 @@ class LocalFleet:
             "postgres_target": _server_version(self.target),
         }
 
+    def restart_server(self, name: str, *, mode: str = "fast") -> None:
+        """
+        Stop one PostgreSQL server and start it again.
+
+        :param name: ``source``, ``target`` or ``airflow``.
+        :param mode: ``smart``, ``fast`` or ``immediate``, as ``pg_ctl`` means them.
+        """
+        server = self._servers()[name]
+        server.restart(mode)
+        self._record_server(name, server)
+
+    def restart_pooler(self) -> None:
+        """Kill PgBouncer and start it again, with what its files say now."""
+        self.pooler.kill()
+        self._start_pooler()
+
     def stop(self) -> None:
         """Stop everything; keep the logs, remove the data."""
         logs = self.root / "demo" / "logs"
@@ -256,6 +282,15 @@ class LocalFleet:
             "max_wal_senders": slots,
             "max_connections": str(150 + 30 * count),
         }
+
+    def _start_pooler(self) -> None:
+        self.pooler.start()
+        if self.pooler.pid is not None:
+            self.ledger.record("PgBouncer", Role.POOLER, self.pooler.pid)
+
+    def _record_server(self, name: str, server: PostgresServer) -> None:
+        if server.pid is not None:
+            self.ledger.record(f"PostgreSQL {name}", Role.SERVER, server.pid)
 
     def _record_airflow(self, process: subprocess.Popen[bytes]) -> None:
         self.ledger.record("Airflow", Role.SESSION, process.pid)

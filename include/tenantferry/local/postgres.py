@@ -153,6 +153,16 @@ class PostgresServer:
         if self.pid is not None:
             self._pg_ctl("stop", f"--mode={mode}", "--wait", "--timeout=120")
 
+    def restart(self, mode: str = "fast") -> None:
+        """
+        Stop the server and start it again, on the same port.
+
+        :param mode: see `stop`.
+        :raises TransientError: if it does not come up.
+        """
+        self.stop(mode)
+        self.start()
+
     def kill(self) -> None:
         """End the postmaster and its children at once, as a crash would."""
         pid = self.pid

@@ -12,6 +12,8 @@ import psutil  # type: ignore[import-untyped]  # comes without types; Airflow de
 
 from tenantferry.errors import TransientError
 
+_KILL_TIMEOUT_SECONDS = 10.0
+
 
 def end_sessions(leaders: Sequence[subprocess.Popen[bytes]], *, timeout_seconds: float) -> None:
     """
@@ -29,6 +31,21 @@ def end_sessions(leaders: Sequence[subprocess.Popen[bytes]], *, timeout_seconds:
         (signal.SIGTERM, timeout_seconds / 2),
         (signal.SIGKILL, timeout_seconds),
     )
+    _end(leaders, steps)
+
+
+def kill_sessions(leaders: Sequence[subprocess.Popen[bytes]]) -> None:
+    """
+    End all processes of sessions that *leaders* were started in, without any farewell.
+
+    :raises TransientError: if even that does not end one.
+    """
+    _end(leaders, ((signal.SIGKILL, _KILL_TIMEOUT_SECONDS),))
+
+
+def _end(
+    leaders: Sequence[subprocess.Popen[bytes]], steps: Sequence[tuple[signal.Signals, float]]
+) -> None:
     sessions = {leader.pid for leader in leaders}
     for leader in leaders:
         leader.poll()

@@ -1,0 +1,72 @@
+"""What all the drills leave behind, in the databases, in the logs and in memory."""
+
+from __future__ import annotations
+
+import re
+
+from drill_fleet import DrillFleet
+from tenantferry.control.phases import Phase
+
+# What any one process may use: Airflow itself takes most of it.
+MOST_MEMORY_MB = 400.0
+
+# A way that is gone again, as after an undone cutover, is in the trail more than once.
+_TRAIL = """
+SELECT to_phase, run_id FROM tenantferry.phase_changes WHERE tenant = %s ORDER BY id
+"""
+
+
+def test_each_move_left_its_whole_way_in_the_audit_trail(drilled_fleet: DrillFleet) -> None:
+    whole = [
+        Phase.REGISTERED,
+        Phase.PREPARED,
+        Phase.BACKFILLING,
+        Phase.STREAMING,
+        Phase.VALIDATED,
+        Phase.CUTTING_OVER,
+        Phase.LIVE,
+    ]
+    for key, run in drilled_fleet.runs.items():
+        trail = drilled_fleet.query(_TRAIL, key)
+
+        assert list(dict.fromkeys(phase for phase, _ in trail))[: len(whole)] == whole, key
+        assert {run_id for _, run_id in trail} == {run.run_id}, key
+
+
+def test_the_sources_of_live_tenants_are_fenced_and_keep_nothing_back(
+    drilled_fleet: DrillFleet,
+) -> None:
+    source = drilled_fleet.local.source
+    slots = source.psql("-c", "SELECT slot_name FROM pg_replication_slots")
+    may_connect = source.psql(
+        "-c",
+        "SELECT datname FROM pg_database WHERE datname <> 'postgres' AND NOT datistemplate"
+        " AND has_database_privilege(datname || '_app', datname, 'CONNECT')",
+    )
+
+    assert (slots, may_connect) == ("", "")
+
+
+def test_no_process_of_the_fleet_needs_much_memory(drilled_fleet: DrillFleet) -> None:
+    memory = drilled_fleet.memory
+    too_large = {name: mb for name, mb in memory.most_mb.items() if mb > MOST_MEMORY_MB}
+
+    assert memory.samples > 10
+    assert any("client" in name for name in memory.most_mb)
+    assert any("airflow" in name for name in memory.most_mb)
+    assert too_large == {}
+
+
+def test_no_secret_is_in_a_log_or_in_airflows_database(drilled_fleet: DrillFleet) -> None:
+    fleet = drilled_fleet.local
+    secrets = [params.password for params in fleet.connections().values()]
+    secrets += re.findall(r"password=(\S+)", fleet.pooler.aliases_file.read_text("utf-8"))
+    logs = [path.read_text("utf-8", "replace") for path in fleet.root.rglob("*.log")]
+    xcoms = fleet.metadata_server.psql("-c", "SELECT value FROM xcom", database="airflow")
+    rendered = fleet.metadata_server.psql(
+        "-c", "SELECT rendered_fields FROM rendered_task_instance_fields", database="airflow"
+    )
+
+    assert logs
+    for text in (*logs, xcoms, rendered):
+        assert not [secret for secret in secrets if secret in text]
