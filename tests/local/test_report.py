@@ -31,6 +31,7 @@ from tenantferry.local.report import (
     build_tenant_report,
     read_moves,
 )
+from tenantferry.local.story import Story
 
 _MOVED = """
 INSERT INTO tenantferry.tenants (tenant, tenant_id, phase, source_identity)
@@ -55,6 +56,12 @@ INSERT INTO tenantferry.write_pauses
 VALUES ('acme', '2024-01-01 04:00:00Z', '2024-01-01 04:00:05Z', NULL, NULL, now()),
        ('acme', '2024-01-01 05:00:00Z', '2024-01-01 05:00:05Z', '2024-01-01 05:00:00.2Z',
         '2024-01-01 05:00:00.25Z', NULL);
+"""
+_TURNS = """
+INSERT INTO tenantferry.write_pauses
+    (tenant, direction, began_at, deadline, flipped_at, resumed_at)
+VALUES ('acme', 'reverse', '2024-01-01 06:00:00Z', now(), now(), '2024-01-01 06:00:00.1Z'),
+       ('acme', 'forward', '2024-01-01 07:00:00Z', now(), now(), '2024-01-01 07:00:00.05Z');
 """
 _AUDIT = Audit(
     acknowledged_writes=40, unknown_writes=0, rows=30, lost_writes=0, differences=(), seconds=0.1
@@ -109,16 +116,31 @@ def test_report_has_the_shape_that_others_read(moved: TenantReport, tmp_path: Pa
                     "p99_latency_ms": 99.0,
                     "max_latency_ms": 100.0,
                 },
+                "turns": [{"direction": "forward", "write_pause_ms": 250.0}],
             }
         ],
         "total_seconds": 12.5,
         "versions": {"airflow": "3"},
+        "story": "migrate",
     }
 
 
 def test_report_is_a_success_when_all_is_well(moved: TenantReport) -> None:
     assert moved.find_problems() == []
     assert Report((moved,), 1.0, {}).is_success
+
+
+def test_report_of_a_rollback_wants_each_turn(target: connection, moved: TenantReport) -> None:
+    went_once = Report((moved,), 1.0, {}, Story.ROLLBACK)
+    with target.cursor() as cursor:
+        cursor.execute(_TURNS)
+    move = read_moves(target)["acme"]
+    turned = build_tenant_report("acme", move, _measure().summarize(finished=True), _AUDIT)
+
+    assert moved.find_problems(Story.ROLLBACK) == ["turns were forward"]
+    assert not went_once.is_success
+    assert [turn.write_pause_ms for turn in turned.turns] == [250.0, 100.0, 50.0]
+    assert turned.find_problems(Story.ROLLBACK) == []
 
 
 def test_report_is_no_success_without_any_tenant() -> None:
@@ -228,11 +250,13 @@ def test_progress_view_has_rate_and_eta_in_the_middle_of_a_copy(target: connecti
     found = read_view(target)
 
     rate, eta = found.pop("rows_per_second"), found.pop("eta_seconds")
+    held = [found.pop("snapshot_seconds"), found.pop("longest_snapshot_seconds")]
     assert found == {
         "tenant": "acme", "phase": "backfilling", "tables": 2, "chunks": 3, "chunks_done": 2,
         "rows": 200, "estimated_rows": 250, "bytes": 2500, "lag_seconds": None, "changes": 0,
-        "lag_measured_at": None,
+        "lag_measured_at": None, "rounds": 1,
     }  # fmt: skip
+    assert held == pytest.approx([10, 10], rel=0.2)
     assert rate == pytest.approx(20, rel=0.2)
     assert eta == pytest.approx(50 / rate)
 
@@ -371,8 +395,17 @@ def test_summary_survives_its_file(tmp_path: Path) -> None:
         pytest.param({}, Options(), id="nothing"),
         pytest.param({"TENANTS": "", "KEEP": "", "RATE": ""}, Options(), id="empty is not set"),
         pytest.param(
-            {"TENANTS": "5", "ROWS": "5000", "RATE": "10", "KEEP": "1", "TARGET_PG": "18"},
-            Options(tenants=5, rows=5000, rate=10.0, keep=True, target_major=18),
+            {
+                "TENANTS": "5",
+                "ROWS": "5000",
+                "RATE": "10",
+                "KEEP": "1",
+                "TARGET_PG": "18",
+                "STORY": "rollback",
+            },
+            Options(
+                tenants=5, rows=5000, rate=10.0, keep=True, target_major=18, story=Story.ROLLBACK
+            ),
             id="all",
         ),
     ],
@@ -383,7 +416,13 @@ def test_read_options(environment: dict[str, str], expected: Options) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("TENANTS", "0"), ("TENANTS", "many"), ("ROWS", "10"), ("TENANT_SQL", "/nowhere.sql")],
+    [
+        ("TENANTS", "0"),
+        ("TENANTS", "many"),
+        ("ROWS", "10"),
+        ("TENANT_SQL", "/nowhere.sql"),
+        ("STORY", "war"),
+    ],
 )
 def test_read_options_refuses_what_it_cannot_use(name: str, value: str) -> None:
     with pytest.raises(PermanentError, match=name):

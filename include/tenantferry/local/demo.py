@@ -1,8 +1,8 @@
 """
 Move a fleet of tenants under live traffic on this machine: ``python -m tenantferry.local.demo``.
 
-The exit status is 0 only if every tenant is live and validated, no request of a client failed
-and no acknowledged write is lost.
+The exit status is 0 only if every tenant is live and validated, no request of a client failed and
+no acknowledged write is lost.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rich.console import Console
 
 from tenantferry.connections import open_connection
 from tenantferry.errors import TenantferryError
+from tenantferry.local.acts import move_all, tell_rollback
 from tenantferry.local.airflow import LocalAirflow
 from tenantferry.local.auditor import Audit, audit
 from tenantferry.local.clients import ClientProcess, stop_clients
@@ -27,7 +28,8 @@ from tenantferry.local.fleet import LocalFleet, LocalTenant, clean_up, name_tena
 from tenantferry.local.ledger import Role
 from tenantferry.local.options import Options, read_options
 from tenantferry.local.report import Report, build_tables, build_tenant_report, read_moves
-from tenantferry.local.runs import Run, trigger_runs, watch_runs
+from tenantferry.local.runs import Run
+from tenantferry.local.story import Story
 
 PROJECT_ROOT = Path(__file__).parents[3]
 
@@ -64,20 +66,20 @@ def run_demo(fleet: LocalFleet, options: Options) -> tuple[Report, list[Run]]:
     tell_address(airflow)
     say("moving the tenants; their clients keep working")
     triggered = time.monotonic()
-    api = airflow.api
-    runs = trigger_runs(api, {tenant.key: f"migrate_{tenant.key}" for tenant in fleet.tenants})
-    watch_runs(runs, api, target_params=fleet.target_params, clients=clients, console=console)
+    runs = move_all(fleet, clients, console)
+    if options.story is Story.ROLLBACK and all(run.state == "success" for run in runs):
+        runs += tell_rollback(fleet, clients, console, say)
     total_seconds = time.monotonic() - triggered
     for run in runs:
         if run.state == "failed":
-            console.print(run.tell_failure(api), markup=False, style="red")
+            console.print(run.tell_failure(airflow.api), markup=False, style="red")
     say("all runs are over; the clients go on for some seconds, then their journals are audited")
     expected = {
         key: client.requests + _EPILOGUE_SECONDS * options.rate for key, client in clients.items()
     }
     for key, client in clients.items():
         client.wait_for_requests(int(expected[key]), timeout_seconds=_CLIENT_START_SECONDS)
-    return make_report(fleet, clients, total_seconds=total_seconds), runs
+    return make_report(fleet, clients, total_seconds=total_seconds, story=options.story), runs
 
 
 def start_clients(fleet: LocalFleet, options: Options) -> dict[str, ClientProcess]:
@@ -103,7 +105,11 @@ def start_clients(fleet: LocalFleet, options: Options) -> dict[str, ClientProces
 
 
 def make_report(
-    fleet: LocalFleet, clients: Mapping[str, ClientProcess], *, total_seconds: float
+    fleet: LocalFleet,
+    clients: Mapping[str, ClientProcess],
+    *,
+    total_seconds: float,
+    story: Story = Story.MIGRATE,
 ) -> Report:
     """Stop the clients, audit their journals through the pooler, and put it all together."""
     summaries = dict(zip(clients, stop_clients(list(clients.values())), strict=True))
@@ -120,6 +126,7 @@ def make_report(
         tenants=tuple(reports),
         total_seconds=round(total_seconds, 1),
         versions=fleet.versions(),
+        story=story,
     )
 
 
@@ -186,7 +193,7 @@ def _conclude(report: Report, root: Path) -> bool:
     report.write(path)
     # In a file or a pipe nothing cuts a table off.
     wide = console if console.is_terminal else Console(highlight=False, width=160)
-    wide.print(*build_tables(report.tenants))
+    wide.print(*build_tables(report.tenants, report.story))
     print(f"{report.total_seconds:.1f} s for all moves; the whole report is in {path}")
     return report.is_success
 

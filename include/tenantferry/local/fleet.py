@@ -19,6 +19,7 @@ import yaml
 from psycopg2 import sql
 
 from tenantferry.connections import ConnectionParams, open_connection
+from tenantferry.errors import PermanentError
 from tenantferry.local.accounts import servers_directory
 from tenantferry.local.airflow import LocalAirflow
 from tenantferry.local.ledger import Ledger, Role
@@ -219,6 +220,16 @@ class LocalFleet:
             on_spawn=self._record_airflow,
         )
         self.airflow.start()
+        return self.airflow
+
+    def require_airflow(self) -> LocalAirflow:
+        """
+        Return the Airflow that was started.
+
+        :raises PermanentError: if none was.
+        """
+        if self.airflow is None:
+            raise PermanentError("Airflow of the local fleet was not started")
         return self.airflow
 
     def connections(self) -> Mapping[str, ConnectionParams]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tenantferry.errors import PermanentError
+from tenantferry.local.story import Story
 
 # With the sizes 1, 1/2 and 1/6 three tenants have a million rows in all.
 _DEFAULT_ROWS = 600_000
@@ -21,6 +22,7 @@ class Options:
     :ivar rate: transactions per second of each client.
     :ivar dump: plain SQL to load in place of the sample.
     :ivar source_major: PostgreSQL version; ``None`` is the machine's own.
+    :ivar story: what happens after the first move.
     :ivar keep: leave everything running at the end.
     """
 
@@ -30,6 +32,7 @@ class Options:
     dump: Path | None = None
     source_major: int | None = None
     target_major: int | None = None
+    story: Story = Story.MIGRATE
     keep: bool = False
 
 
@@ -51,8 +54,18 @@ def read_options(environment: Mapping[str, str]) -> Options:
         dump=Path(dump).resolve() if dump else None,
         source_major=_read_number(environment, "SOURCE_PG", 14, 99),
         target_major=_read_number(environment, "TARGET_PG", 15, 99),
+        story=_read_story(environment),
         keep=environment.get("KEEP", "") not in ("", "0"),
     )
+
+
+def _read_story(environment: Mapping[str, str]) -> Story:
+    text = environment.get("STORY") or Story.MIGRATE
+    try:
+        return Story(text)
+    except ValueError:
+        known = ", ".join(Story)
+        raise PermanentError(f"STORY={text} is not known", hint=f"There is: {known}.") from None
 
 
 def _read_number(

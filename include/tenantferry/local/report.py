@@ -18,6 +18,7 @@ from rich.table import Table
 from tenantferry.control.phases import Phase
 from tenantferry.local.auditor import Audit
 from tenantferry.local.measurements import Summary
+from tenantferry.local.story import Story
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +50,20 @@ class ClientReport:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnReport:
+    """One time that the clients were moved: ``forward`` or ``reverse``."""
+
+    direction: str
+    write_pause_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class TenantReport:
     """
     The move of one tenant.
 
     :ivar rows: copied by the backfill; changes came on top.
-    :ivar write_pause_ms: ``None`` where there was no cutover.
+    :ivar write_pause_ms: of the last turn; ``None`` where there was no cutover.
     """
 
     tenant: str
@@ -68,10 +77,14 @@ class TenantReport:
     validation: ValidationReport | None
     write_pause_ms: float | None
     client: ClientReport
+    turns: tuple[TurnReport, ...] = ()
 
-    def find_problems(self) -> list[str]:
+    def find_problems(self, story: Story = Story.MIGRATE) -> list[str]:
         """Return what a demo must not end with, each in a sentence."""
         problems = []
+        made = [turn.direction for turn in self.turns]
+        if story is not Story.MIGRATE and made != list(story.turns):
+            problems.append(f"turns were {', '.join(made) or 'none'}")
         if self.phase != Phase.LIVE:
             problems.append(f"phase is {self.phase or 'none'}, not live")
         if self.validation is None:
@@ -99,11 +112,12 @@ class Report:
     tenants: tuple[TenantReport, ...]
     total_seconds: float
     versions: Mapping[str, str]
+    story: Story = Story.MIGRATE
 
     @property
     def is_success(self) -> bool:
         """Tell whether every tenant is live and validated, and no client was let down."""
-        return bool(self.tenants) and not any(t.find_problems() for t in self.tenants)
+        return bool(self.tenants) and not any(t.find_problems(self.story) for t in self.tenants)
 
     def write(self, path: Path) -> None:
         """Write the report as JSON."""
@@ -143,6 +157,7 @@ def build_tenant_report(
         changes_streamed=found.get("changes_streamed", 0),
         validation=_build_validation(found),
         write_pause_ms=_round(found.get("write_pause_ms")),
+        turns=tuple(TurnReport(**turn) for turn in found.get("turns", ())),
         client=ClientReport(
             requests=summary.requests,
             failed=summary.failed,
@@ -154,7 +169,7 @@ def build_tenant_report(
     )
 
 
-def build_tables(reports: Sequence[TenantReport]) -> list[Table]:
+def build_tables(reports: Sequence[TenantReport], story: Story = Story.MIGRATE) -> list[Table]:
     """Lay the report out for a terminal: the moves, and what the clients saw of them."""
     moves = _new_table(
         "Moves", "phase", "tables", "rows", "MB", "copy s", "rows/s", "changes", "mismatches",
@@ -164,7 +179,7 @@ def build_tables(reports: Sequence[TenantReport]) -> list[Table]:
         "Clients", "requests", "failed", "writes", "lost", "p99 ms", "max ms", "verdict"
     )
     for report in reports:
-        problems = report.find_problems()
+        problems = report.find_problems(story)
         style = "red" if problems else "green"
         moves.add_row(report.tenant, report.phase or "-", *_tell_move(report), style=style)
         verdict = "; ".join(problems) or "moved, nothing lost"
@@ -184,9 +199,10 @@ def _tell_move(report: TenantReport) -> list[str]:
     mismatches = report.validation.mismatches if report.validation else None
     values = (
         report.tables, report.rows, report.bytes / 1e6, report.backfill_seconds,
-        report.rows_per_second, report.changes_streamed, mismatches, report.write_pause_ms,
+        report.rows_per_second, report.changes_streamed, mismatches,
     )  # fmt: skip
-    return [_number(value) for value in values]
+    pauses = [turn.write_pause_ms for turn in report.turns]
+    return [*(_number(value) for value in values), " / ".join(map(_number, pauses)) or "-"]
 
 
 def _tell_client(client: ClientReport) -> list[str]:

@@ -13,7 +13,8 @@ SELECT
     v.rows AS validated_rows,
     v.mismatches,
     v.seconds AS validation_seconds,
-    p.write_pause_ms
+    p.write_pause_ms,
+    coalesce(turns.turns, '[]'::jsonb) AS turns
 FROM tenantferry.tenants AS t
 LEFT JOIN (
     SELECT tenant, count(DISTINCT (table_schema, table_name)) AS tables, sum(rows) AS rows,
@@ -30,7 +31,7 @@ LEFT JOIN LATERAL (
     SELECT tables, chunks, rows, mismatches,
            extract(epoch FROM finished_at - started_at)::double precision AS seconds
     FROM tenantferry.validations
-    WHERE tenant = t.tenant ORDER BY id DESC LIMIT 1
+    WHERE tenant = t.tenant AND direction = 'forward' ORDER BY id DESC LIMIT 1
 ) AS v ON true
 -- As a client feels it: from the moment we began to pause, not from when the last one was paused.
 LEFT JOIN LATERAL (
@@ -39,4 +40,15 @@ LEFT JOIN LATERAL (
     WHERE tenant = t.tenant AND flipped_at IS NOT NULL AND resumed_at IS NOT NULL
     ORDER BY id DESC LIMIT 1
 ) AS p ON true
+-- Every time that the clients were moved, there and back.
+LEFT JOIN LATERAL (
+    SELECT jsonb_agg(
+        jsonb_build_object(
+            'direction', direction,
+            'write_pause_ms', round(1000 * extract(epoch FROM resumed_at - began_at), 1)
+        ) ORDER BY id
+    ) AS turns
+    FROM tenantferry.write_pauses
+    WHERE tenant = t.tenant AND flipped_at IS NOT NULL AND resumed_at IS NOT NULL
+) AS turns ON true
 ORDER BY t.created_at

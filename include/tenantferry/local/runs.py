@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console
 
@@ -68,23 +69,56 @@ class Run:
         return "\n\n".join(parts) or f"{self.dag_id}: the run failed, and no task says why"
 
 
-def trigger_runs(api: AirflowApi, dag_ids: Mapping[str, str]) -> list[Run]:
+def trigger_runs(
+    api: AirflowApi,
+    dag_ids: Mapping[str, str],
+    *,
+    conf: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Run]:
     """
-    Trigger every tenant's Dag.
+    Trigger a Dag for every tenant.
 
     :param dag_ids: by tenant.
+    :param conf: the Dag's parameters, by tenant.
     :raises PermanentError: if a Dag file does not import.
     """
-    for dag_id in dag_ids.values():
+    for dag_id in set(dag_ids.values()):
         api.wait_for_dag(dag_id)
     if import_errors := api.import_errors():
         raise PermanentError(
             "Dag files do not import",
             detail="\n".join(f"{file}:\n{text}" for file, text in import_errors.items()),
         )
-    for dag_id in dag_ids.values():
+    for dag_id in set(dag_ids.values()):
         api.unpause(dag_id)
-    return [Run(tenant, dag_id, api.trigger(dag_id)) for tenant, dag_id in dag_ids.items()]
+    told = conf or {}
+    return [
+        Run(tenant, dag_id, api.trigger(dag_id, conf=told.get(tenant)))
+        for tenant, dag_id in dag_ids.items()
+    ]
+
+
+def wait_for_tasks(
+    runs: list[Run],
+    api: AirflowApi,
+    tasks: Collection[str],
+    *,
+    clients: Mapping[str, ClientProcess],
+) -> None:
+    """
+    Wait until some tasks of every run have succeeded, or the run has failed.
+
+    The run's state then says which, though other tasks of it may go on.
+
+    :raises PermanentError: if a client ends meanwhile.
+    """
+    while not all(run.is_over for run in runs):
+        for run in runs:
+            clients[run.tenant].check()
+            run.refresh(api)
+            if not run.is_over and all(run.tasks.get(task) == "success" for task in tasks):
+                run.state = "success"
+        time.sleep(_REFRESH_SECONDS)  # Airflow can only be asked
 
 
 def watch_runs(
