@@ -142,7 +142,13 @@ inline maybe_crash() {
     if
     :: crashes < CRASHES -> crashes++; goto round
     :: crashes < CRASHES ->
-        atomic { crashes++; leftover = 0; copy_state(durable, committed) }; goto round
+        d_step {
+            crashes++;
+            leftover = 0;
+            leftover_snapshot = 0;
+            copy_state(durable, committed)
+        };
+        goto round
     :: true
     fi
 }
@@ -178,7 +184,7 @@ proctype Source() {
 proctype Disk() {
     do
     :: done -> break
-    :: else -> atomic { copy_state(committed, durable) }
+    :: else -> d_step { copy_state(committed, durable) }
     od
 }
 
@@ -187,20 +193,17 @@ proctype Leftover() {
     byte c;
     do
     :: done -> break
-    :: leftover != 0 ->
-        atomic {
+    :: d_step {
+        leftover != 0 ->
+            c = leftover - 1;
+            leftover = 0;
             if
-            :: leftover != 0 ->
-                c = leftover - 1;
-                leftover = 0;
-                if
-                :: !committed.copied[c] -> copy_chunk(c, leftover_snapshot)
-                :: else
-                fi;
-                c = 0
+            :: !committed.copied[c] -> copy_chunk(c, leftover_snapshot)
             :: else
-            fi
-        }
+            fi;
+            c = 0;
+            leftover_snapshot = 0
+    }
     od
 }
 
@@ -222,7 +225,8 @@ round:
     fi;
     snapshot = commits;
 #ifndef LEFTOVER_MAY_COMMIT
-    leftover = 0;       /* no chunk belongs to a round while the position moves */
+    /* No chunk belongs to a round while the position moves. */
+    d_step { leftover = 0; leftover_snapshot = 0 };
 #endif
     /* Catch up: the copied chunks come to exactly the snapshot. */
 #ifndef SKIP_CATCH_UP
@@ -237,7 +241,7 @@ round:
         maybe_crash();
         committed.position = committed.position + 1;
 #endif
-        atomic { check() };
+        d_step { check() };
         maybe_crash()
     :: else -> break
     od;
@@ -248,14 +252,14 @@ round:
         select(c : 0 .. KEYS - 1);
         if
         :: !committed.copied[c] && crashes < CRASHES ->
-            atomic {
+            d_step {
                 crashes++;
                 leftover = c + 1;
                 leftover_snapshot = snapshot;
                 c = 0
             };
             goto round
-        :: !committed.copied[c] -> atomic { copy_chunk(c, snapshot) }
+        :: !committed.copied[c] -> d_step { copy_chunk(c, snapshot) }
         :: else
         fi;
         c = 0;
@@ -270,7 +274,7 @@ stream:
 #ifdef POSITION_APART
         committed.position = committed.position + 1;
 #endif
-        atomic { check() }
+        d_step { check() }
     :: confirmed < durable.position ->
 #ifdef CONFIRM_BEFORE_FLUSH
         atomic { confirmed = committed.position; check() }

@@ -97,9 +97,9 @@ class PrepareOperator(MoveOperator):
 
 class BackfillOperator(MoveOperator):
     """
-    Copy the tenant's rows under one snapshot.
+    Copy the tenant's rows, round by round, each under a snapshot of its own.
 
-    Does not apply what is written meanwhile: that is the stream's.
+    Does not apply what is written after the last round: that is the stream's.
     """
 
     ui_color = "#bfdbfe"

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
 import psutil  # type: ignore[import-untyped]  # comes without types
 import pytest
 
-from tenantferry.local.processes import end_sessions
+from tenantferry.local.processes import end_sessions, kill_sessions
 
 # A leader and its child, in a process group of its own as an Airflow task is.
 _CHILD = "import signal, time; {ignore}; print('ready', flush=True); time.sleep(600)"
@@ -40,6 +41,15 @@ def test_gotcha_46_end_sessions_ends_what_a_leader_started_too(stubborn: bool) -
     end_sessions([leader], timeout_seconds=2)
 
     assert leader.poll() is not None
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie"
+
+
+def test_kill_sessions_says_no_farewell() -> None:
+    leader, child = start_family(stubborn=True)
+
+    kill_sessions([leader])
+
+    assert leader.poll() == -signal.SIGKILL
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie"
 
 

@@ -251,7 +251,6 @@ def test_run_backfill_ends_where_rows_make_copied_chunks_pending_again_and_again
     def move_and_catch_up(lsn: int) -> None:
         if moved:
             items.write(f"UPDATE items SET id = -id WHERE id = {moved.pop()}")
-        items.catch_up()
         items.catch_up_to(lsn)
 
     moved = list(range(21, 31))

@@ -209,6 +209,31 @@ def test_text_keys_fall_into_the_chunks_that_copied_them(rounds: Rounds) -> None
     rounds.finish()
 
 
+def test_keys_that_lie_out_of_line_catch_up(rounds: Rounds) -> None:
+    """Such a key is sent with the old row only, also where it does not change."""
+    rounds.pair(
+        "docs",
+        'id text COLLATE "C", n integer, pad text',
+        source="ALTER TABLE docs ALTER id SET STORAGE EXTERNAL",
+    )
+    rounds.write(
+        "INSERT INTO docs"
+        " SELECT lpad(n::text, 3, '0') || left(string_agg(md5(n || '-' || part), ''), 2200), n, 'x'"
+        " FROM generate_series(1, 30) n, generate_series(1, 70) part GROUP BY n"
+    )
+    rounds.copy_round()
+
+    rounds.write(
+        "UPDATE docs SET n = -n WHERE n IN (5, 6, 15, 16, 25, 26)",
+        "UPDATE docs SET id = 'z' || id WHERE n = 7",
+        "UPDATE docs SET id = '0' || id WHERE n = 27",
+    )
+    rounds.copy_round()
+
+    assert rounds.copied() == {"docs": {1, 2}}
+    rounds.finish()
+
+
 TYPES = {
     "uuid": "md5({}::text)::uuid",
     "numeric": "({} / 7.0)",

@@ -16,13 +16,21 @@ from drill_verdict import conclude
 
 _IS_READY = "SELECT to_regclass('public.invoice_items') IS NOT NULL"
 _CHUNKS = "SELECT chunks_done, chunks FROM tenantferry.progress WHERE tenant = %s"
+_KEPT = "SELECT count(*) FROM tenantferry.chunks WHERE tenant = %s AND round = 1"
 
 
 @dataclass(frozen=True, slots=True)
 class Killed:
-    """What was seen of a backfill when it was killed, and how often each task was tried."""
+    """
+    A backfill and a stream that were killed.
+
+    :ivar chunks_done: when the backfill was killed.
+    :ivar chunks_kept: of those, the ones that were not copied again.
+    :ivar backfills: how often the task was tried.
+    """
 
     chunks_done: int
+    chunks_kept: int
     chunks: int
     backfills: int
     streams: int
@@ -44,15 +52,15 @@ def kill_tasks(fleet: DrillFleet) -> Killed:
     fleet.answer(key, "Approve")
     fleet.wait_for_success(key)
     conclude(fleet, key)
+    [(kept,)] = fleet.query(_KEPT, key)
     tries = [fleet.try_number(key, task_id) for task_id in ("backfill", "stream_cdc")]
-    return Killed(done, chunks, *tries)
+    return Killed(done, kept, chunks, *tries)
 
 
 @pytest.mark.drill("killed", script=kill_tasks)
-def test_a_backfill_that_is_killed_half_way_starts_over_and_loses_nothing(
-    outcome: Killed,
-) -> None:
+def test_a_backfill_that_is_killed_half_way_goes_on_from_there(outcome: Killed) -> None:
     assert 0 < outcome.chunks_done < outcome.chunks
+    assert outcome.chunks_kept == outcome.chunks_done
     assert outcome.backfills >= 2
 
 

@@ -55,7 +55,8 @@ def change_a_cell(fleet: DrillFleet) -> Mismatch:
         "-c", _CHANGE_CELL.format(tenant.id), database=fleet.local.target_params.database
     )
     fleet.clear(key, "validate")
-    fleet.wait_for_failure(key, "validate")
+    # Those after it wait for a person still.
+    fleet.wait_for_task(key, "validate", "failed")
     phase = fleet.phase(key)
     # Somebody thinks that the proof can be left out.
     fleet.mark(key, "validate", "success")

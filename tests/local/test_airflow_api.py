@@ -34,6 +34,7 @@ class Flaky(ThreadingHTTPServer):
         self.seen: list[str] = []
         self.runs: list[str] = []
         self.cleared = 0
+        self.bodies: list[dict[str, Any]] = []
         self.dags = [f"migrate_{number:03}" for number in range(250)]
 
     @property
@@ -50,8 +51,10 @@ class Flaky(ThreadingHTTPServer):
                 return 409, {"detail": "it is there"}
             self.runs.append(body["dag_run_id"])
             return 200, body
-        if split.path.endswith("/clearTaskInstances"):
-            self.cleared += 1
+        is_clear = split.path.endswith("/clearTaskInstances")
+        if is_clear or method == "PATCH":
+            self.cleared += is_clear
+            self.bodies.append(body)
             return 200, {}
         if split.path == "/api/v2/dags" and method == "GET":
             page = self.dags[query["offset"] : query["offset"] + min(query["limit"], 100)]
@@ -67,6 +70,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self._answer("POST")
+
+    def do_PATCH(self) -> None:
+        self._answer("PATCH")
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
@@ -143,6 +149,28 @@ def test_a_clear_whose_answer_was_lost_is_not_sent_again(
         api.clear("migrate_000", "run", ["cutover"])
 
     assert server.cleared == cleared
+
+
+@pytest.mark.parametrize("downstream", [False, True])
+def test_clear_takes_those_after_it_along_only_when_asked(
+    server: Flaky, api: AirflowApi, downstream: bool
+) -> None:
+    api.clear("migrate_000", "run", ["backfill"], downstream=downstream)
+
+    (body,) = server.bodies
+    assert body["task_ids"] == ["backfill"]
+    assert body["include_downstream"] is downstream
+
+
+@pytest.mark.parametrize("loses", ["before", "after"])
+def test_a_mark_whose_answer_was_lost_is_made_again(
+    server: Flaky, api: AirflowApi, loses: str
+) -> None:
+    setattr(server, loses, ["PATCH"])
+
+    api.mark("migrate_000", "run", "stream_cdc", state="failed")
+
+    assert server.bodies[-1] == {"new_state": "failed"}
 
 
 def test_a_refusal_is_not_repeated(server: Flaky, api: AirflowApi) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]  # comes without types
 import pytest
 
-from tenantferry.connections import open_connection
+from tenantferry.connections import open_client_connection, open_connection
 from tenantferry.fleet import load_fleet
 from tenantferry.local.clients import ClientProcess, stop_clients
 from tenantferry.local.demo import audit_tenant
@@ -69,6 +69,37 @@ def test_a_fleet_carries_a_client_and_leaves_nothing_behind(
     assert declared.tenants["acme"].id == tenant.id
     assert tenant.password not in fleet.fleet_file.read_text("utf-8")
     assert (root / "demo" / "logs" / "source-postgres.log").exists()
+
+
+def test_what_is_restarted_is_found_where_it_was_and_stopped_with_the_rest(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    root = tmp_path_factory.mktemp("fleet") / ".local"
+    (tenant,) = name_tenants(1, rows=1_000)
+    fleet = LocalFleet(root, project_root=PROJECT_ROOT, tenants=[tenant])
+    try:
+        fleet.start_servers()
+        fleet.load_tenants()
+        fleet.start_pooler()
+        before = {entry.pid for entry in fleet.ledger.read()}
+        address = fleet.client_params(tenant)
+        fleet.pooler.set_alias(
+            "elsewhere", host="127.0.0.1", port=1, database="d", user="u", password="p"
+        )
+
+        fleet.restart_server("source", mode="immediate")
+        fleet.restart_pooler()
+
+        with closing(open_client_connection(address, purpose="test")) as client:
+            assert client.info.dbname == tenant.key
+        aliases = fleet.pooler.aliases_file.read_text("utf-8")
+        restarted = {entry.pid for entry in fleet.ledger.read()} - before
+    finally:
+        fleet.stop()
+
+    assert "elsewhere" in aliases  # its files are as they were
+    assert len(restarted) == 2
+    assert not [pid for pid in restarted if psutil.pid_exists(pid)]
 
 
 def test_clean_up_stops_what_an_aborted_fleet_left_running(

@@ -159,7 +159,7 @@ def test_an_aborted_tenant_can_be_moved_anew(stage: Stage) -> None:
     prepare(again)
     assert backfill(again).rows == 9
     moved = Stage(again, stage.pooler, stage.source, stage.target)
-    with moved.streaming():
+    with moved.streaming(run_id="another run"):
         assert validate(again).mismatches == 0
         cutover(again)
 
@@ -326,7 +326,7 @@ def test_no_other_step_goes_on_while_a_tenant_is_aborted(stage: Stage, step: Any
 def test_abort_says_what_is_left_when_the_source_is_away_and_goes_on_later(stage: Stage) -> None:
     away = replace(stage.move, source=replace(stage.move.source, port=free_port()))
 
-    with pytest.raises(TransientError, match="left elsewhere") as caught:
+    with pytest.raises(TransientError, match="out of its source") as caught:
         abort(away)
 
     assert 'slot "tenantferry_acme"' in caught.value.detail
@@ -339,6 +339,25 @@ def test_abort_says_what_is_left_when_the_source_is_away_and_goes_on_later(stage
     assert left(stage) == {}
 
 
+def test_abort_needs_no_pooler(stage: Stage) -> None:
+    stage.pooler.stop()
+
+    abort(stage.move)
+
+    assert left(stage) == {}
+    assert stage.phase() == Phase.REGISTERED
+
+
+def test_abort_removes_the_alias_of_a_rehearsal_that_was_killed(stage: Stage) -> None:
+    stage.pooler.set_alias(
+        "tenantferry_acme", host="h", port=1, database="d", user="tenant_acme", password="p"
+    )
+
+    abort(stage.move)
+
+    assert "tenantferry_acme" not in stage.pooler.aliases_file.read_text("utf-8")
+
+
 def test_abort_does_not_clear_a_source_that_is_another_tenants(
     stage: Stage, source_server: PostgresServer
 ) -> None:
@@ -347,7 +366,7 @@ def test_abort_does_not_clear_a_source_that_is_another_tenants(
     wrong = replace(stage.move, source=stage.move.source.with_database(name))
 
     try:
-        with pytest.raises(PermanentError, match="left elsewhere") as caught:
+        with pytest.raises(PermanentError, match="out of its source") as caught:
             abort(wrong)
     finally:
         source_server.psql("-c", f"DROP DATABASE {name} WITH (FORCE)")

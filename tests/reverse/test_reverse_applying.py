@@ -406,3 +406,28 @@ def test_reverse_writes_to_a_source_whose_table_is_partitioned(way: Any) -> None
 
     assert acme.rows("events") == acme.target_rows("events")
     assert parts == [(2,)]
+
+
+def test_a_deleted_row_that_does_not_say_whose_it_was_costs_everybody_the_way_back(
+    way: Any,
+) -> None:
+    way.table("items", "id integer NOT NULL, name text")
+    way.ensure()
+    way.go_live()
+
+    with way.follow() as following:
+        way["acme"].write("INSERT INTO items VALUES (1, 'a'), (2, 'b')")
+        following.catch_up()
+        # As somebody may do who does not know what it is for.
+        way.execute(way.target, "CREATE UNIQUE INDEX narrow ON public.items (id)")
+        way.execute(way.target, "ALTER TABLE public.items REPLICA IDENTITY USING INDEX narrow")
+        way["acme"].write("DELETE FROM items WHERE id = 1")
+        wait_until(lambda: way.grace("globex").lost_at is not None)
+
+    assert "replica identity did not hold tenant_id" in way.grace("acme").lost_reason
+    # The next cutover mends the table.
+    way.ensure()
+    identity = way.execute(
+        way.target, "SELECT relreplident::text FROM pg_class WHERE oid = 'public.items'::regclass"
+    )
+    assert identity == [("d",)]

@@ -17,7 +17,7 @@ from tenantferry.control.registry import ensure_control_schema
 from tenantferry.control.streams import origin_name
 from tenantferry.local.accounts import servers_directory
 from tenantferry.local.postgres import PostgresServer, find_installations
-from tenantferry.reverse import routing
+from tenantferry.reverse import dispatching
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_a_server_without_the_filter_sends_what_came_forward(
     old_way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The guard of the test above: without looking at the origin there is an echo.
-    monkeypatch.setattr(routing.Router, "_origin", lambda *_: None)
+    monkeypatch.setattr(dispatching.Dispatcher, "_origin", lambda *_: None)
 
     with pytest.raises(AssertionError, match="forward"):
         check_no_echo(old_way)

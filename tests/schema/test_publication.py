@@ -36,16 +36,34 @@ def test_ensure_publication_follows_the_tables(
     assert len(_read_published(source)) == 3
 
 
-def test_ensure_publication_restores_the_operations(
-    sample: connection, source: connection, acme: Tenant
+@pytest.mark.parametrize("option", ["publish = 'insert'", "publish_via_partition_root = false"])
+def test_ensure_publication_restores_its_options(
+    sample: connection, source: connection, acme: Tenant, option: str
 ) -> None:
     tables = read_tables(source, acme)
     ensure_publication(source, acme, tables)
     with source.cursor() as cursor:
-        cursor.execute("ALTER PUBLICATION tenantferry_acme SET (publish = 'insert')")
+        cursor.execute(f"ALTER PUBLICATION tenantferry_acme SET ({option})")
 
     assert ensure_publication(source, acme, tables)
     assert not ensure_publication(source, acme, tables)
+
+
+def test_ensure_publication_publishes_a_root_and_no_table_for_its_parent_s_sake(
+    source_owner: connection, source: connection, acme: Tenant
+) -> None:
+    with source_owner.cursor() as cursor:
+        cursor.execute(
+            "CREATE TABLE whole (id int PRIMARY KEY) PARTITION BY LIST (id);"
+            " CREATE TABLE one PARTITION OF whole FOR VALUES IN (1);"
+            " CREATE TABLE parent (id int PRIMARY KEY);"
+            " CREATE TABLE child (PRIMARY KEY (id)) INHERITS (parent)"
+        )
+    tables = [table for table in read_tables(source, acme) if table.name != "child"]
+
+    ensure_publication(source, acme, tables)
+
+    assert _read_published(source) == {"whole", "parent"}
 
 
 def test_ensure_publication_refuses_an_empty_move(source: connection, acme: Tenant) -> None:

@@ -84,6 +84,7 @@ class DrillFleet:
             target_major=versions[0],
         )
         self.clients: dict[str, ClientProcess] = {}
+        # By the key of their tenant; a rollback has a name of its own.
         self.runs: dict[str, Run] = {}
         self.memory = MemoryWatch(self.local.ledger)
         self._is_over = threading.Event()
@@ -131,6 +132,14 @@ class DrillFleet:
         dag_id = f"migrate_{key}"
         self.api.wait_for_dag(dag_id)
         self.runs[key] = Run(key, dag_id, self.api.trigger(dag_id))
+
+    def roll_back(self, key: str) -> str:
+        """Trigger the rollback of a tenant, and return the name of that run."""
+        self.api.wait_for_dag("rollback_tenant")
+        run_id = self.api.trigger("rollback_tenant", conf={"tenant": key})
+        name = f"{key} back"
+        self.runs[name] = Run(key, "rollback_tenant", run_id)
+        return name
 
     def clear(self, key: str, *task_ids: str, downstream: bool = False) -> None:
         run = self.runs[key]

@@ -96,12 +96,13 @@ def hold_fence(fleet: DrillFleet, key: str) -> Hold:
     )
 
 
-def hold_stream_row(fleet: DrillFleet, key: str) -> Hold:
-    """Make every command to the stream wait."""
+def hold_stream_row(fleet: DrillFleet, key: str, *, direction: str = "forward") -> Hold:
+    """Make every command to a stream wait."""
     return Hold(
         target_of(fleet),
-        "SELECT FROM tenantferry.streams WHERE tenant = %s AND direction = 'forward' FOR UPDATE",
+        "SELECT FROM tenantferry.streams WHERE tenant = %s AND direction = %s FOR UPDATE",
         key,
+        direction,
     )
 
 

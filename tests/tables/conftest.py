@@ -16,6 +16,7 @@ from psycopg2 import sql
 from psycopg2.extensions import connection
 
 from tenantferry.backfill.chunk import TEXT_SETTINGS
+from tenantferry.backfill.finished import BackfillResult
 from tenantferry.connections import ConnectionParams, open_client_connection, open_connection
 from tenantferry.errors import TransientError
 from tenantferry.fleet import Source, Tenant
@@ -40,7 +41,7 @@ FROM pg_catalog.pg_class AS c
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 LEFT JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid
 WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition
-    AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+    AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'tenantferry')
 GROUP BY c.oid, n.nspname, c.relname
 ORDER BY n.nspname, c.relname
 """
@@ -136,9 +137,9 @@ class Trip:
         assert self.find(Verdict.ERROR) == []
         prepare(self.move)
 
-    def backfill(self) -> None:
+    def backfill(self) -> BackfillResult:
         """Copy."""
-        backfill(self.move, report=lambda _: None)
+        return backfill(self.move, report=lambda _: None)
 
     def validate(self) -> ValidationResult:
         """Compare both sides as the move does."""
@@ -178,17 +179,20 @@ class Trip:
             self.move.target, self.move.tenant.key, lsn, timeout_seconds=timeout_seconds
         )
 
-    def travel(self, *writes: str, finally_run: Sequence[str] = ()) -> ValidationResult:
+    def travel(
+        self, *writes: str, finally_run: Sequence[str] = (), rounds: int = 1
+    ) -> ValidationResult:
         """
         Go the whole way while a client writes, and compare at its end.
 
-        :param writes: statements that the client runs again and again; ``{n}`` is the round.
+        :param writes: statements that the client runs again and again; ``{n}`` counts.
         :param finally_run: statements that only the stream carries.
+        :param rounds: so many the copy takes at least.
         """
         self.prepare()
         writer = Writer(self.client, writes)
         with writer.writing():
-            self.backfill()
+            assert self.backfill().rounds >= rounds
             with self.streaming():
                 started = writer.rounds
                 result = self.validate()

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from tenantferry.moves.erasing import erase_rows
+from tenantferry.schema.catalog import read_tables
+from tenantferry.validation.references import find_orphans
+
 FAMILY = """
     CREATE TABLE places (
         id integer PRIMARY KEY, name text NOT NULL, CONSTRAINT named CHECK (name <> ''));
@@ -49,3 +53,30 @@ def test_truncate_of_a_parent_empties_its_children(trip: Any) -> None:
     trip.run(FAMILY, *ROWS)
 
     trip.travel(finally_run=("TRUNCATE cities", "INSERT INTO cities VALUES (7, 'again', 1)"))
+
+
+def test_a_row_that_refers_to_a_row_of_a_child_is_an_orphan(trip: Any) -> None:
+    """A foreign key holds for the rows of the very table that it names."""
+    trip.run(FAMILY)
+    trip.prepare()
+    tenant = trip.move.tenant
+    tables = read_tables(trip.source, tenant)
+    with trip.target.cursor() as cursor:
+        cursor.execute("BEGIN; SET LOCAL session_replication_role = replica")
+        cursor.execute(f"INSERT INTO public.cities VALUES (7, 'child', 1, '{tenant.id}')")
+        cursor.execute(f"INSERT INTO public.visits VALUES (1, 7, NULL, '{tenant.id}')")
+
+        ((count, (found,)),) = find_orphans(trip.target, tenant, tables)
+
+        cursor.execute("ROLLBACK")
+    assert (count, found.table, found.row_key) == (1, "visits", "id=1")
+
+
+def test_a_family_of_tables_is_erased_one_by_one(trip: Any) -> None:
+    trip.run(FAMILY, *ROWS)
+    trip.prepare()
+    trip.backfill()
+
+    erased = erase_rows(trip.move.target, trip.move.tenant)
+
+    assert erased == (630, 5)

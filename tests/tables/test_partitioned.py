@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 import pytest
 
+from tenantferry.backfill.copying import read_heap_files
+from tenantferry.connections import open_connection
 from tenantferry.errors import CopyAgainError, PermanentError, TenantferryError, TransientError
 from tenantferry.moves.cutover import cutover
 from tenantferry.moves.validate import MismatchError
+from tenantferry.schema.catalog import read_tables
 from tenantferry.stream.relations import DriftError
 
 LAYOUTS = {
@@ -115,6 +119,21 @@ BEHIND_THE_STREAM = {
     " INSERT INTO events_3 VALUES (7777, 33, 'unseen');"
     " ALTER TABLE events ATTACH PARTITION events_3 FOR VALUES FROM (30) TO (40)",
 }
+
+
+@pytest.mark.parametrize("change", BEHIND_THE_STREAM)
+def test_copy_notices_partitions_that_change_under_its_snapshot(trip: Any, change: str) -> None:
+    trip.run(LAYOUTS["range"], ROWS)
+    tables = read_tables(trip.source, trip.move.tenant)
+    before = read_heap_files(trip.source, tables)
+    with closing(open_connection(trip.move.source, purpose="snapshot")) as copying:
+        copying.set_session(isolation_level="REPEATABLE READ")
+        with copying.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM pg_class")
+
+        trip.run(BEHIND_THE_STREAM[change])
+
+        assert read_heap_files(copying, tables) != before
 
 
 @pytest.mark.parametrize("change", BEHIND_THE_STREAM)

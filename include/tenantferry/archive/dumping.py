@@ -42,10 +42,9 @@ def dump_database(source_params: ConnectionParams, path: StoragePath, *, tenant_
             cursor.execute("SELECT pg_export_snapshot()")
             (snapshot,) = cursor.fetchone() or ("",)
         contents = _count(source)
+        # The snapshot can be imported for as long as this session's transaction lives.
         with closing(_dump(programs, source_params, purpose, snapshot)) as chunks:
             written = store(path, chunks)
-        # It ends with the session's transaction, which must have lived until now.
-        source.rollback()
     return Dump(written, contents)
 
 

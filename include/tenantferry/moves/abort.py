@@ -80,16 +80,17 @@ def abort(move: Move, *, on_step: OnStep | None = None) -> AbortSummary:
         with target:
             forget_attempt(target, move.tenant)
         tell("stopped")
-        failures = _attempt("clear the source", lambda: _clear_source(move, target))
+        failure = _attempt("clear the source", lambda: _clear_source(move, target))
         tell("source")
         rows, tables = erase_rows(move.target, move.tenant)
         tell("rows")
-        failures += _attempt("clear the router", lambda: _clear_router(move))
+        # It serves nobody once the role is gone, so what comes of this does not matter.
+        _attempt("clear the router", lambda: _clear_router(move))
         with target:
             role_kept = remove_tenant_role(target, move.tenant)
         tell("role")
-        if failures:
-            raise _unfinished(move, failures)
+        if failure is not None:
+            raise _unfinished(move, failure)
         _finish(move, target, rows=rows)
         tell("forgotten")
     return AbortSummary(rows, tables, role_kept or "")
@@ -151,8 +152,9 @@ def _interrupt(move: Move) -> None:
             logger.info("ended sessions of a copy side=%s sessions=%s", side, ended)
 
 
-def _attempt(what: str, act: Callable[[], None]) -> list[TenantferryError]:
+def _attempt(what: str, act: Callable[[], None]) -> TenantferryError | None:
     """Return what went wrong: the rest is done all the same."""
+    error: TenantferryError
     try:
         act()
     except TenantferryError as failure:
@@ -160,9 +162,9 @@ def _attempt(what: str, act: Callable[[], None]) -> list[TenantferryError]:
     except psycopg2.Error as failure:
         error = TransientError(" ".join(str(failure).split()))
     else:
-        return []
+        return None
     logger.warning("could not %s: %s", what, error)
-    return [error]
+    return error
 
 
 def _clear_source(move: Move, target: connection) -> None:
@@ -210,14 +212,14 @@ def _finish(move: Move, target: connection, *, rows: int) -> None:
         )
 
 
-def _unfinished(move: Move, failures: list[TenantferryError]) -> TenantferryError:
+def _unfinished(move: Move, failure: TenantferryError) -> TenantferryError:
     tenant = move.tenant
-    kinds = [PermanentError for failure in failures if isinstance(failure, PermanentError)]
-    return (kinds[0] if kinds else TransientError)(
-        f'tenant "{tenant.key}" is out of the target, but something of its move is left elsewhere',
-        detail=" ".join(" ".join(str(failure).split()) for failure in failures)
-        + f' On the source there may be left: slot "{tenant.slot}", which keeps its log until its'
-        f' disk is full, publication "{tenant.publication}", and a fence.',
+    kind = PermanentError if isinstance(failure, PermanentError) else TransientError
+    return kind(
+        f'tenant "{tenant.key}" is out of the target, but not all of its move is out of its source',
+        detail=f'There may be left: slot "{tenant.slot}", which keeps the source\'s log until its'
+        f' disk is full, publication "{tenant.publication}", and a fence.'
+        f" {' '.join(str(failure).split())}",
         hint="Clear the task to go on there. If the source is gone for good, nothing is left to be"
         " done: take the tenant out of the fleet file.",
     )

@@ -50,7 +50,7 @@ class Lane:
     """
     The way from the target to the source of one tenant.
 
-    :param shapes: the router's; changes name them by number.
+    :param shapes: the dispatcher's; changes name them by number.
     :param poke: wakes the reading thread up, with what has happened here.
     :ivar changes: of the transaction that is being read; the reading thread's own.
     :ivar size_bytes: about what they take in memory.

@@ -15,10 +15,10 @@ import time
 
 from tenantferry.control.streams import StreamState
 from tenantferry.reverse.board import Board, LaneReport, OpenGrace
+from tenantferry.reverse.dispatching import Dispatcher
 from tenantferry.reverse.duty import LEASED, Duty
 from tenantferry.reverse.lane import Lane
 from tenantferry.reverse.lanes import Lanes
-from tenantferry.reverse.routing import Router
 from tenantferry.stream.answers import Order
 from tenantferry.stream.heartbeat import Heartbeat
 from tenantferry.stream.walsender import Walsender
@@ -45,7 +45,7 @@ class Loop:
         self,
         *,
         walsender: Walsender,
-        router: Router,
+        dispatcher: Dispatcher,
         lanes: Lanes,
         board: Board,
         heartbeat: Heartbeat,
@@ -53,7 +53,7 @@ class Loop:
         wal_budget_bytes: int,
     ) -> None:
         self._walsender = walsender
-        self._router = router
+        self._dispatcher = dispatcher
         self._lanes = lanes
         self._board = board
         self._heartbeat = heartbeat
@@ -112,21 +112,21 @@ class Loop:
                 self._board.end_lease(tenant, order)
             elif duty.hear(order):
                 self._lanes.start(duty.lane)
-                if duty.wants(self._router.read_to):
+                if duty.wants(self._dispatcher.read_to):
                     # An idle target would tell nothing of how far its log goes.
                     self._heartbeat.nudge()
 
     def _read(self) -> None:
-        router = self._router
-        if router.barrier is not None:
-            if not self._board.is_visible(router.barrier.xid):
+        dispatcher = self._dispatcher
+        if dispatcher.barrier is not None:
+            if not self._board.is_visible(dispatcher.barrier.xid):
                 return
-            self._look_at_graces(router.barrier.tenant)
-            router.barrier = None
-        for lane in router.read():
+            self._look_at_graces(dispatcher.barrier.tenant)
+            dispatcher.barrier = None
+        for lane in dispatcher.read():
             self._lanes.start(lane)
-        self._heartbeat.come_back(router.markers, time.monotonic())
-        router.markers.clear()
+        self._heartbeat.come_back(dispatcher.markers, time.monotonic())
+        dispatcher.markers.clear()
 
     def _look_at_graces(self, announced: str | None) -> None:
         """Open and close lanes; *announced* is the tenant whose marker has just come."""
@@ -144,7 +144,7 @@ class Loop:
         """Tell whether no change since the beginning of the grace was passed over."""
         return (
             found.is_followed
-            or found.grace.start_lsn >= self._router.read_to
+            or found.grace.start_lsn >= self._dispatcher.read_to
             # Nothing of this tenant was committed before the transaction with the marker.
             or found.grace.tenant == announced
         )
@@ -153,16 +153,16 @@ class Loop:
         tenant = found.grace.tenant
         if not found.is_followed:
             self._board.follow(tenant)
-        self._router.add_lane(self._lanes.open(found.grace), found.tenant_id)
+        self._dispatcher.add_lane(self._lanes.open(found.grace), found.tenant_id)
         logger.info("reverse stream begins tenant=%s", tenant)
         self._take(self._board.read_orders([tenant]))
 
     def _drop(self, lane: Lane) -> None:
-        self._router.drop_lane(lane)
+        self._dispatcher.drop_lane(lane)
         self._lanes.drop(lane)
 
     def _obey(self) -> None:
-        read_to = self._router.read_to
+        read_to = self._dispatcher.read_to
         for duty in self._lanes:
             tenant = duty.lane.grace.tenant
             if not duty.is_answered and (answer := duty.answer(read_to)) is not None:
@@ -187,7 +187,7 @@ class Loop:
 
     def _report(self) -> None:
         self._report_at = time.monotonic() + REPORT_SECONDS
-        read_to, heartbeat = self._router.read_to, self._heartbeat
+        read_to, heartbeat = self._dispatcher.read_to, self._heartbeat
         self._take(
             self._board.report(
                 [self._describe(duty, read_to) for duty in self._lanes],
@@ -232,8 +232,8 @@ class Loop:
                 )
 
     def _wait(self) -> None:
-        if self._router.barrier is not None:
+        if self._dispatcher.barrier is not None:
             time.sleep(_BARRIER_WAIT_SECONDS)  # when a commit is seen can only be asked for
-        elif not self._router.has_more:
+        elif not self._dispatcher.has_more:
             watched: list[Board | Lanes | Walsender] = [self._board, self._lanes, self._walsender]
             select.select(watched, [], [], _LONGEST_WAIT_SECONDS)

@@ -27,11 +27,11 @@ from tenantferry.control.streams import (
 from tenantferry.errors import TenantferryError, TransientError
 from tenantferry.lsn import format_lsn
 from tenantferry.reverse.board import Board
+from tenantferry.reverse.dispatching import Dispatcher
 from tenantferry.reverse.follower import LaneSource
 from tenantferry.reverse.lane import Lane
 from tenantferry.reverse.lanes import Lanes
 from tenantferry.reverse.loop import Loop
-from tenantferry.reverse.routing import Router
 from tenantferry.reverse.slot import check_loss, read_slot, settle_loss
 from tenantferry.schema.reverse_publication import read_reverse_tables
 from tenantferry.stream.failures import explain
@@ -142,12 +142,12 @@ def _run(
     def lose(lane: Lane, reason: str) -> None:
         loop.lose(lane, reason)
 
-    router = Router(walsender, control, position=record.confirmed, lose=lose)
-    lanes = Lanes(router.shapes, sources, memory_bytes=memory_bytes, idle_seconds=idle_seconds)
+    dispatcher = Dispatcher(walsender, control, position=record.confirmed, lose=lose)
+    lanes = Lanes(dispatcher.shapes, sources, memory_bytes=memory_bytes, idle_seconds=idle_seconds)
     stack.callback(lanes.end)
     loop = Loop(
         walsender=walsender,
-        router=router,
+        dispatcher=dispatcher,
         lanes=lanes,
         board=board,
         heartbeat=Heartbeat(control, _LABEL),
@@ -156,9 +156,9 @@ def _run(
     )
     logger.info("reverse streams start position=%s", format_lsn(record.confirmed))
     is_interrupted = loop.run(stop)
-    reason = f"interrupted at {format_lsn(router.read_to)}" if is_interrupted else _GIVEN_UP
+    reason = f"interrupted at {format_lsn(dispatcher.read_to)}" if is_interrupted else _GIVEN_UP
     logger.info("reverse streams end reason=%s", reason)
-    return ReverseResult(router.changes, router.read_to, len(lanes), reason)
+    return ReverseResult(dispatcher.changes, dispatcher.read_to, len(lanes), reason)
 
 
 _GIVEN_UP = "the reverse slot was given up"

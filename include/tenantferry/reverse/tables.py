@@ -27,7 +27,7 @@ class SourceTables:
     What the shapes of the target are in one source.
 
     :param source: open transaction or autocommit; asked for its columns.
-    :param shapes: of the router; grows while this is used.
+    :param shapes: of the dispatcher; grows while this is used.
     """
 
     def __init__(self, source: connection, tenant: Tenant, shapes: Sequence[Shape]) -> None:

@@ -2,14 +2,18 @@
 -- the partition, kind of relation, persistence, replica identity and the columns of its index, and
 -- what only the partition has.
 -- schemas: oids of the schemas of the roots to read.
-WITH tree AS (
-    SELECT root.oid AS root, t.relid AS oid
-    FROM pg_catalog.pg_class AS root
-    CROSS JOIN LATERAL pg_catalog.pg_partition_tree(root.oid) AS t
-    WHERE root.relkind = 'p'
-        AND NOT root.relispartition
-        AND root.relnamespace = ANY (%(schemas)s::oid[])
-        AND t.relid <> root.oid
+WITH RECURSIVE tree (root, oid) AS (
+    -- Not pg_partition_tree(), which locks every partition until the transaction ends.
+    SELECT c.oid, i.inhrelid
+    FROM pg_catalog.pg_class AS c
+    JOIN pg_catalog.pg_inherits AS i ON i.inhparent = c.oid
+    WHERE c.relkind = 'p'
+        AND NOT c.relispartition
+        AND c.relnamespace = ANY (%(schemas)s::oid[])
+    UNION ALL
+    SELECT tree.root, i.inhrelid
+    FROM tree
+    JOIN pg_catalog.pg_inherits AS i ON i.inhparent = tree.oid
 ),
 own (oid, what) AS (
     SELECT ix.indrelid, 'unique index "' || ic.relname || '"'

@@ -90,7 +90,11 @@ def check_bystanders(facts: Facts, _tenant: Tenant) -> Iterator[Finding]:
     """Check for what a stream does not carry or a cutover would stop."""
     if facts["large_objects"]:
         detail = f"There are {facts['large_objects']} large objects, which no stream carries."
-        yield error("large objects", "source", detail, "Move them into bytea, or remove them.")
+        hint = (
+            "Copy them into bytea columns with lo_get(), or remove them; vacuumlo removes those"
+            " that nothing refers to."
+        )
+        yield error("large objects", "source", detail, hint)
     for gid in facts["prepared"] or ():
         hint = "COMMIT PREPARED or ROLLBACK PREPARED it."
         yield error("prepared transaction", gid, "It holds up every new slot.", hint)

@@ -2,6 +2,27 @@
 -- schema, name, replica identity, rows by the statistics, bytes, comment, whether it is
 -- partitioned, the tables that it inherits from, whether others inherit from it.
 -- schemas: oids of the schemas to read.
+WITH RECURSIVE tree (root, oid) AS (
+    -- Not pg_partition_tree(), which locks every partition until the transaction ends.
+    SELECT c.oid, i.inhrelid
+    FROM pg_catalog.pg_class AS c
+    JOIN pg_catalog.pg_inherits AS i ON i.inhparent = c.oid
+    WHERE c.relkind = 'p' AND NOT c.relispartition
+    UNION ALL
+    SELECT tree.root, i.inhrelid
+    FROM tree
+    JOIN pg_catalog.pg_inherits AS i ON i.inhparent = tree.oid
+),
+leaves (root, estimated_rows, bytes) AS (
+    -- A leaf that was never analyzed counts as empty.
+    SELECT
+        tree.root,
+        sum(greatest(leaf.reltuples, 0))::bigint,
+        sum(pg_catalog.pg_table_size(leaf.oid))::bigint
+    FROM tree
+    JOIN pg_catalog.pg_class AS leaf ON leaf.oid = tree.oid AND leaf.relkind = 'r'
+    GROUP BY tree.root
+)
 SELECT
     c.oid,
     n.nspname,
@@ -22,15 +43,7 @@ SELECT
         SELECT FROM pg_catalog.pg_inherits AS i WHERE i.inhparent = c.oid)
 FROM pg_catalog.pg_class AS c
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-LEFT JOIN LATERAL (
-    -- A leaf that was never analyzed counts as empty.
-    SELECT
-        sum(greatest(leaf.reltuples, 0))::bigint AS estimated_rows,
-        sum(pg_catalog.pg_table_size(leaf.oid))::bigint AS bytes
-    FROM pg_catalog.pg_partition_tree(c.oid) AS t
-    JOIN pg_catalog.pg_class AS leaf ON leaf.oid = t.relid
-    WHERE t.isleaf
-) AS leaves ON c.relkind = 'p'
+LEFT JOIN leaves ON leaves.root = c.oid
 WHERE c.relkind IN ('r', 'p')
     AND c.relpersistence = 'p'
     AND NOT c.relispartition

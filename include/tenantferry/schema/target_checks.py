@@ -40,12 +40,24 @@ def check_origins(facts: Facts, _source: Facts) -> Iterator[Finding]:
         yield error("origins", "target", detail, hint)
 
 
+def check_way_back(facts: Facts, _source: Facts) -> Iterator[Finding]:
+    """Check that the reverse stream can have its slot."""
+    if facts["wal_level"] != "logical":
+        detail = f"wal_level is {facts['wal_level']}: no tenant could go back to its source."
+        yield error("wal_level", "target", detail, "Set wal_level = logical and restart.")
+    if facts["used_slots"] >= facts["max_slots"]:
+        detail = f"All {facts['max_slots']} replication slots are in use: none is left for the way"
+        hint = "Raise max_replication_slots, or drop slots that nobody reads."
+        yield error("slots", "target", f"{detail} back.", hint)
+
+
 def check_privileges(facts: Facts, _source: Facts) -> Iterator[Finding]:
     """Check that the migration role can do its work."""
     missing = [f"EXECUTE on {name}" for name in facts["missing_functions"] or ()]
     missing += [f'CREATE on schema "{name}"' for name in facts["unusable_schemas"] or ()]
     for held, what in (
         (facts["bypassrls"], "the attribute BYPASSRLS"),
+        (facts["replication"], "the attribute REPLICATION"),
         (facts["createrole"], "the attribute CREATEROLE"),
         (facts["create"], "CREATE on the database"),
         (facts["replica_role"], "SET on session_replication_role"),
@@ -97,6 +109,7 @@ def check_region(tenant: Tenant, regions: Collection[str]) -> Iterator[Finding]:
 TARGET_CHECKS: Mapping[str, Check] = {
     "server": check_server,
     "origins": check_origins,
+    "way back": check_way_back,
     "privileges": check_privileges,
     "search path": check_search_path,
     "extensions": check_extensions,

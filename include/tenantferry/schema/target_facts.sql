@@ -17,6 +17,12 @@ SELECT pg_catalog.jsonb_build_object(
         current_setting('max_replication_slots'))::integer,
     'used_origins', (
         SELECT count(*) FROM pg_catalog.pg_replication_origin AS o WHERE o.roname <> %(origin)s),
+    'wal_level', current_setting('wal_level'),
+    'max_slots', current_setting('max_replication_slots')::integer,
+    'used_slots', (
+        SELECT count(*) FROM pg_catalog.pg_replication_slots AS s
+        WHERE s.slot_name <> 'tenantferry_reverse'),
+    'replication', r.rolreplication OR r.rolsuper,
     'bypassrls', r.rolbypassrls OR r.rolsuper,
     'createrole', r.rolcreaterole OR r.rolsuper,
     'create', pg_catalog.has_database_privilege(current_database(), 'CREATE'),

@@ -47,6 +47,7 @@ class KeyedChanges:
     """
 
     def __init__(self, key: Sequence[int]) -> None:
+        self._key = frozenset(key)
         self._key_of = itemgetter(*key)
         self.live: dict[Key, Row] = {}
         self.gone: dict[Key, None] = {}
@@ -71,6 +72,9 @@ class KeyedChanges:
 
         :param old: the old key, or with *is_whole* the whole old row; ``None`` if the key stays.
         """
+        if old is not None and UNCHANGED in new:
+            # Of a key too large for its row the new value, where it is the old one, is not sent.
+            new = [old[i] if f is UNCHANGED and i in self._key else f for i, f in enumerate(new)]
         key = self._key_of(new)
         old_key = key if old is None else self._key_of(old)
         row = self.live.pop(old_key, None)

@@ -271,16 +271,7 @@ def _old_key(columns: Iterable[KeyColumn], stage: Stage) -> list[sql.Composable]
 
 def _new_key(columns: Iterable[KeyColumn], stage: Stage) -> list[sql.Composable]:
     names = [column.name for column in stage.table.columns]
-    images: list[sql.Composable] = [
-        stage.image(position) for position in (names.index(column.name) for column in columns)
-    ]
-    if not stage.table.key:
-        return images
-    # A value of the key that is not sent has not changed.
-    return [
-        sql.SQL("coalesce({}, {})").format(*pair)
-        for pair in zip(images, _old_key(columns, stage), strict=True)
-    ]
+    return [stage.image(position) for position in (names.index(column.name) for column in columns)]
 
 
 def _count(cursor: cursor_type, stage: Stage, staged: Staged) -> Staged:

@@ -63,7 +63,7 @@ class Barrier:
     tenant: str
 
 
-class Router:
+class Dispatcher:
     """
     Hands each change to the lane of its tenant.
 
