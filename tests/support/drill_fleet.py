@@ -18,6 +18,7 @@ import psutil  # type: ignore[import-untyped]  # comes without types
 import psycopg2
 
 from tenantferry.connections import ConnectionParams, open_connection
+from tenantferry.control.registry import ensure_control_schema
 from tenantferry.fleet.pools import CUTOVER_POOL
 from tenantferry.local.airflow import LocalAirflow
 from tenantferry.local.airflow_api import AirflowApi
@@ -28,6 +29,7 @@ from tenantferry.local.ledger import Ledger, Role
 from tenantferry.local.options import Options
 from tenantferry.local.postgres import find_installations
 from tenantferry.local.runs import Run
+from tenantferry.reverse.slot import ensure_reverse
 
 PROJECT_ROOT = Path(__file__).parents[2]
 # Requests a second of each client.
@@ -102,6 +104,7 @@ class DrillFleet:
     def start(self) -> None:
         """Start everything; the clients work from then on."""
         self.local.start_servers()
+        self._create_reverse_slot()
         self.local.start_pooler()
         self.local.write_fleet_file()
         with ThreadPoolExecutor(2) as pool:
@@ -305,6 +308,18 @@ class DrillFleet:
 
     def wait_until_gone(self, pid: int) -> None:
         self.wait_for(f"the end of process {pid}", lambda: not psutil.pid_exists(pid))
+
+    def _create_reverse_slot(self) -> None:
+        """
+        Do what the first cutover does, and no later one.
+
+        Creating a slot waits for every transaction of the target that has written: also for those
+        that drills hold open to make that very cutover wait.
+        """
+        params = self.local.target_params
+        with closing(open_connection(params, purpose="test")) as target, target:
+            ensure_control_schema(target)
+        ensure_reverse(params)
 
     def _ask_airflow(self, statement: str, key: str) -> list[tuple[Any, ...]]:
         """

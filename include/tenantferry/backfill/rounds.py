@@ -128,7 +128,7 @@ def copy_next_round(backfill: Backfill, source: connection, target: connection) 
     """
     tenant = backfill.tenant
     _catch_up_to_now(backfill, source)
-    # One of a dead process; without it, the source does not know yet that the process is dead.
+    # Left behind by a process that died with its machine: the source has not noticed yet.
     drop_slot(source, tenant.round_slot)
     with target:
         number = max(copied.number for copied in read_rounds(target, tenant.key)) + 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from psycopg2 import sql
 from psycopg2.extensions import connection
 from psycopg2.extras import Json
 
@@ -69,7 +70,9 @@ def require_archive(target: connection, tenant: str) -> Archive:
     """
     with target.cursor() as cursor:
         cursor.execute(
-            f"SELECT {_COLUMNS} FROM tenantferry.archives WHERE tenant = %s",  # noqa: S608 - ours
+            sql.SQL("SELECT {} FROM tenantferry.archives WHERE tenant = %s").format(
+                sql.SQL(_COLUMNS)
+            ),
             (tenant,),
         )
         row = cursor.fetchone()

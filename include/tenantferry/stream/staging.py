@@ -140,13 +140,10 @@ class Stage:
         self.name = sql.Identifier("pg_temp", f"stage_{number}")
         self.text_columns = frozenset(text_columns)
         self.width = min(len(table.columns), _MOST_COLUMNS - 1 - len(table.key))
+        # So many columns of the table have one of their own.
+        self._plain = self.width - (self.width < len(table.columns))
         self._rest_name = sql.Identifier("pg_temp", f"rest_{number}")
         self._rest_types: list[int] = []
-
-    @property
-    def _plain(self) -> int:
-        """How many columns of the table have one of their own."""
-        return self.width - (self.width < len(self.table.columns))
 
     def create(self, cursor: cursor_type) -> None:
         """Create the table, or create it anew with other columns."""
