@@ -13,6 +13,7 @@ from rich.console import Console
 
 from drill_board import Board, Line, Script, build_table
 from drill_fleet import DrillFleet
+from drill_holds import make_resumed_wait
 from tenantferry.local.fleet import LocalTenant
 
 _HERE = Path(__file__).parent
@@ -79,6 +80,7 @@ def fleet(
     started = DrillFleet(tmp_path_factory.mktemp("drills") / ".local", tenants)
     try:
         started.start()
+        make_resumed_wait(started)
         yield started
     finally:
         started.stop()

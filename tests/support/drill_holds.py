@@ -15,6 +15,17 @@ from psycopg2.extensions import connection
 from drill_fleet import DrillFleet
 from tenantferry.connections import ConnectionParams
 
+_RESUMED_WAITS = """
+CREATE SCHEMA drills;
+CREATE FUNCTION drills.wait() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended(NEW.tenant, 0));
+    RETURN NEW;
+END $$;
+CREATE TRIGGER wait BEFORE UPDATE ON tenantferry.write_pauses FOR EACH ROW
+    WHEN (OLD.resumed_at IS NULL AND NEW.resumed_at IS NOT NULL)
+    EXECUTE FUNCTION drills.wait();
+"""
 _STEP_LOCK = "SELECT pg_advisory_lock(hashtextextended('tenantferry step ' || %s, 0))"
 
 
@@ -22,7 +33,7 @@ class Hold:
     """
     What a session has locked, until it is let go.
 
-    :param statement: run in a transaction that is rolled back in the end.
+    :param statement: run in a transaction that is rolled back in the end, unless it is kept.
     """
 
     def __init__(
@@ -40,6 +51,10 @@ class Hold:
 
     def __exit__(self, *_: object) -> None:
         self.let_go()
+
+    def keep(self) -> None:
+        """Commit what the statement did."""
+        self._session.commit()
 
     def let_go(self) -> None:
         """Undo it; may be called again."""
@@ -122,6 +137,12 @@ def hold_role(fleet: DrillFleet, key: str) -> Hold:
     )
 
 
-def hold_attempts(fleet: DrillFleet) -> Hold:
-    """Wait for the records that are being written of any attempt; make the next ones wait."""
-    return Hold(target_of(fleet), "LOCK TABLE tenantferry.write_pauses IN SHARE MODE")
+def hold_resumed(fleet: DrillFleet, key: str) -> Hold:
+    """Make the record that the tenant's clients were resumed wait; see `make_resumed_wait`."""
+    return Hold(target_of(fleet), "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", key)
+
+
+def make_resumed_wait(fleet: DrillFleet) -> None:
+    """Let `hold_resumed` work. No lock of its row, or of a table, stands between two steps."""
+    with Hold(target_of(fleet), _RESUMED_WAITS) as made:
+        made.keep()

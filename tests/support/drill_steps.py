@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 
@@ -11,10 +11,9 @@ import psycopg2
 
 from drill_fleet import Attempt, DrillFleet
 from drill_holds import (
-    Hold,
-    hold_attempts,
     hold_fence,
     hold_registration,
+    hold_resumed,
     hold_role,
     hold_sequence,
     hold_step,
@@ -37,10 +36,6 @@ RECORDED: dict[str, tuple[str, ...]] = {
 }
 STEPS = tuple(RECORDED)
 
-_SHARE_REQUEST = """
-SELECT FROM pg_locks WHERE relation = 'tenantferry.write_pauses'::regclass
-    AND mode = 'ShareLock' AND NOT granted
-"""
 _STEP_REQUEST = """
 SELECT FROM pg_stat_activity WHERE application_name = 'forgotten session'
     AND query LIKE %s AND (state = 'active' OR state = 'idle in transaction')
@@ -127,19 +122,10 @@ def bring_to(
         "fenced": (hold_stream_row, target, handshake),
         "drained": (hold_sequence, target, cutover),
         "sequences": (hold_role, target, cutover),
-        "flipped": (hold_role, target, cutover),
+        "flipped": (hold_resumed, target, cutover),
     }[step]
-    held = holds.enter_context(hold(fleet, key))
+    holds.enter_context(hold(fleet, key))
     registration.let_go()
-    if step != "flipped":
-        return _wait_until_waiting(fleet, key, server, waiting, RECORDED[step])
-    _wait_until_waiting(fleet, key, server, waiting, RECORDED["sequences"])
-    # Asked for while the decision is being made, so it is ours before anything can follow it.
-    with ThreadPoolExecutor(1) as waiter:
-        attempts: Future[Hold] = waiter.submit(hold_attempts, fleet)
-        fleet.wait_for("a request for a lock", lambda: fleet.query(_SHARE_REQUEST))
-        held.let_go()
-        holds.enter_context(attempts.result())
     return _wait_until_waiting(fleet, key, server, waiting, RECORDED[step])
 
 
