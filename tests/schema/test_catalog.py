@@ -185,7 +185,9 @@ def test_read_catalog_lists_what_is_not_carried(
             "CREATE UNLOGGED TABLE fast (a int);"
             "CREATE MATERIALIZED VIEW kept AS SELECT 1 AS a;"
             "CREATE RULE quiet AS ON DELETE TO quick DO INSTEAD NOTHING;"
-            "CREATE TYPE span AS RANGE (subtype = float8);"
+            "CREATE FUNCTION gap(a float8, b float8) RETURNS float8 IMMUTABLE LANGUAGE sql"
+            " AS 'SELECT a - b';"
+            "CREATE TYPE span AS RANGE (subtype = float8, subtype_diff = gap);"
         )
 
     catalog = read_catalog(source)

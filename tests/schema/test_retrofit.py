@@ -291,7 +291,11 @@ def test_plan_retrofit_finds_holes_in_the_isolation(
         ),
         ("CREATE UNLOGGED TABLE t (id int PRIMARY KEY)", "public.t"),
         ("CREATE TABLE t () INHERITS (flags)", "public.t"),
-        ("CREATE TYPE span AS RANGE (subtype = float8)", "public.span"),
+        (
+            "CREATE FUNCTION gap(a float8, b float8) RETURNS float8 IMMUTABLE LANGUAGE sql"
+            " AS 'SELECT a - b'; CREATE TYPE span AS RANGE (subtype = float8, subtype_diff = gap)",
+            "public.span",
+        ),
         (
             "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS"
             " 'BEGIN RETURN NEW; END';"
@@ -438,3 +442,30 @@ def test_plan_retrofit_finds_a_child_that_inherits_on_one_side_only(
     pair.change(pair.source, "ALTER TABLE child NO INHERIT orders")
 
     assert _find_drift(pair.plan(globex)) == {("error", "public.child")}
+
+
+def test_apply_retrofit_makes_types_behind_those_that_they_are_made_of(
+    sample: connection, shared_tables: None, prepare: Prepare, plan: Plan, acme: Tenant
+) -> None:
+    _run(
+        sample,
+        'CREATE TYPE span AS RANGE (subtype = text, collation = "C");'
+        " CREATE TYPE stay AS (during span); CREATE DOMAIN long_stay AS stay NOT NULL;"
+        " CREATE TYPE days AS RANGE (subtype = float8, subtype_diff = float8mi,"
+        " multirange_type_name = \"Many Days\"); COMMENT ON TYPE days IS 'of a stay';"
+        ' CREATE TABLE stays (id int PRIMARY KEY, stay long_stay, days "Many Days")',
+    )
+    # What is a part of it now was made after it.
+    _run(sample, "CREATE TYPE mood AS ENUM ('ok'); ALTER TYPE stay ADD ATTRIBUTE moods mood[]")
+
+    prepare(acme)
+
+    assert plan(acme).statements == ()
+    assert plan(acme).drift == ()
+
+
+def test_plan_retrofit_finds_a_range_type_that_differs(pair: Pair, globex: Tenant) -> None:
+    pair.change(pair.source, "CREATE TYPE span AS RANGE (subtype = float8)")
+    pair.change(pair.target, "CREATE TYPE span AS RANGE (subtype = float4)")
+
+    assert _find_drift(pair.plan(globex)) == {("error", "public.span")}

@@ -9,6 +9,8 @@ TYPES = """
     CREATE TYPE place AS (street text, moods mood[], at point);
     CREATE DOMAIN amount AS numeric(12, 4) CHECK (VALUE >= 0);
     CREATE DOMAIN amounts AS amount[];
+    CREATE TYPE span AS RANGE (subtype = float8, subtype_diff = float8mi);
+    CREATE DOMAIN home AS place CHECK ((VALUE).street <> '');
     CREATE DOMAIN label AS citext NOT NULL DEFAULT 'none'"""
 # Of each type: one value for a row that is copied, one for what it is changed to.
 VALUES = {
@@ -54,6 +56,9 @@ VALUES = {
     "mood[]": ("'{sad,ok}'", "'{NULL}'"),
     "place": ("""ROW('a,"b"', '{sad}', '(1,2)')::place""", "ROW(NULL, NULL, NULL)::place"),
     "place[]": ("""ARRAY[ROW('x', '{ok,sad}', '(1,2)')::place, NULL]""", "'{}'"),
+    "span": ("'[1.5,2.5)'", "'empty'"),
+    "span_multirange": ("'{[1.5,2.5),[3,4)}'", "'{}'"),
+    "home": ("""ROW('a', '{sad}', '(1,2)')::place""", "NULL"),
     "amount": ("'NaN'", "1.5"),
     "amounts": ("'{1.5,2.50}'", "NULL"),
     "label": ("'Label'", "'lABEL'"),

@@ -15,6 +15,7 @@ from tenantferry.schema.database import (
     Extension,
     Function,
     Partition,
+    Range,
     Uncarried,
     UncarriedKind,
     View,
@@ -53,6 +54,7 @@ def read_catalog(conn: connection, *, schemas: Collection[str] | None = None) ->
         enums=tuple(Enum(s, n, tuple(ls), c) for s, n, ls, c in read_rows(conn, "enums", oids)),
         domains=tuple(map(_build_domain, read_rows(conn, "domains", oids))),
         composites=tuple(map(_build_composite, read_rows(conn, "composites", oids))),
+        ranges=tuple(map(_build_range, read_rows(conn, "ranges", oids))),
         sequences=tuple(map(build_sequence, read_rows(conn, "sequences", oids))),
         functions=tuple(Function(*row) for row in read_rows(conn, "functions", oids)),
         tables=read_ordinary_tables(conn, oids["schemas"]),
@@ -63,6 +65,7 @@ def read_catalog(conn: connection, *, schemas: Collection[str] | None = None) ->
         ),
         partitions=tuple(map(_build_partition, read_rows(conn, "partitions", oids))),
         collations=frozenset(name for (name,) in read_rows(conn, "collations", None)),
+        type_order=tuple((s, n) for s, n in read_rows(conn, "type_order", oids)),
     )
 
 
@@ -111,6 +114,20 @@ def _build_partition(row: Row) -> Partition:
 def _build_composite(row: Row) -> Composite:
     schema, name, names, types, comment = row
     return Composite(schema, name, tuple(zip(names or (), types or (), strict=True)), comment)
+
+
+def _build_range(row: Row) -> Range:
+    schema, name, subtype, operator_class, collation, difference, *multirange, comment = row
+    return Range(
+        schema=schema,
+        name=name,
+        subtype=subtype,
+        operator_class=operator_class,
+        collation=collation,
+        difference=difference,
+        multirange=(multirange[0], multirange[1]),
+        comment=comment,
+    )
 
 
 def _build_view(row: Row) -> View:

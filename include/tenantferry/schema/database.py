@@ -49,6 +49,28 @@ class Composite:
 
 
 @dataclass(frozen=True, slots=True)
+class Range:
+    """
+    A range type.
+
+    :ivar subtype: as ``format_type`` spells it.
+    :ivar operator_class: quoted, qualified name.
+    :ivar collation: quoted name of one that is not the subtype's own, else ``None``.
+    :ivar difference: quoted, qualified name of its function, or ``None``.
+    :ivar multirange: qualified name of the type that comes with it.
+    """
+
+    schema: str
+    name: str
+    subtype: str
+    operator_class: str
+    collation: str | None
+    difference: str | None
+    multirange: tuple[str, str]
+    comment: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Sequence:
     """
     A sequence.
@@ -223,6 +245,7 @@ class Catalog:
     :ivar usable_schemas: those that the group ``tenantferry_app``, or everyone, may use.
     :ivar partitions: of the partitioned tables, at every depth.
     :ivar collations: quoted, qualified names of those that its encoding has.
+    :ivar type_order: qualified names of all types; what one is made of comes before it.
     """
 
     version: int
@@ -232,6 +255,7 @@ class Catalog:
     enums: tuple[Enum, ...] = ()
     domains: tuple[Domain, ...] = ()
     composites: tuple[Composite, ...] = ()
+    ranges: tuple[Range, ...] = ()
     sequences: tuple[Sequence, ...] = ()
     functions: tuple[Function, ...] = ()
     tables: tuple[Table, ...] = ()
@@ -239,6 +263,7 @@ class Catalog:
     uncarried: tuple[Uncarried, ...] = ()
     partitions: tuple[Partition, ...] = ()
     collations: frozenset[str] = frozenset()
+    type_order: tuple[tuple[str, str], ...] = ()
 
     def find_table(self, schema: str, name: str) -> Table | None:
         """Return one table, or ``None``."""

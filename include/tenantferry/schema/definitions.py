@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tenantferry.schema.database import Composite, Domain, Enum, Extension, View
+from tenantferry.schema.database import Composite, Domain, Enum, Extension, Range, View
 from tenantferry.schema.isolation import APP_GROUP
 from tenantferry.schema.quoting import quote_name, quote_text
 
@@ -55,6 +55,22 @@ def render_composite(composite: Composite) -> Iterator[str]:
     yield from _render_comment("TYPE", composite)
 
 
+def render_range(range_type: Range) -> Iterator[str]:
+    """Write a range type, with the name of its multirange type."""
+    parts = [
+        f"SUBTYPE = {range_type.subtype}",
+        f"SUBTYPE_OPCLASS = {range_type.operator_class}",
+        f"MULTIRANGE_TYPE_NAME = {quote_name(*range_type.multirange)}",
+    ]
+    if range_type.collation:
+        parts.append(f"COLLATION = {range_type.collation}")
+    if range_type.difference:
+        parts.append(f"SUBTYPE_DIFF = {range_type.difference}")
+    name = quote_name(range_type.schema, range_type.name)
+    yield f"CREATE TYPE {name} AS RANGE ({', '.join(parts)})"
+    yield from _render_comment("TYPE", range_type)
+
+
 def render_view(view: View) -> Iterator[str]:
     """Write a view that reads with the rights of who asks, so that row security holds."""
     name = quote_name(view.schema, view.name)
@@ -75,7 +91,7 @@ def expected_options(view: View) -> tuple[str, ...]:
     return (INVOKER, *kept)
 
 
-def _render_comment(kind: str, thing: Enum | Domain | Composite | View) -> Iterator[str]:
+def _render_comment(kind: str, thing: Enum | Domain | Composite | Range | View) -> Iterator[str]:
     if thing.comment is not None:
         name = quote_name(thing.schema, thing.name)
         yield f"COMMENT ON {kind} {name} IS {quote_text(thing.comment)}"

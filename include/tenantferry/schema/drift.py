@@ -9,19 +9,20 @@ from typing import TypeVar
 
 from tenantferry.fleet import TableKind, Tenant
 from tenantferry.schema.comparison import CHECK, spell_loosely
-from tenantferry.schema.database import Catalog, Composite, Domain, Enum, Function, View
+from tenantferry.schema.database import Catalog, Composite, Domain, Enum, Function, Range, View
 from tenantferry.schema.definitions import (
     INVOKER,
     render_composite,
     render_domain,
     render_enum,
+    render_range,
     render_view,
     render_view_privileges,
 )
 from tenantferry.schema.findings import Finding, error, warning
 
 _QUALIFIER = re.compile(r'(?:"(?:[^"]|"")+"|\w+)\.')
-Named = TypeVar("Named", Enum, Domain, Composite, View)
+Named = TypeVar("Named", Enum, Domain, Composite, Range, View)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,28 +34,38 @@ class Part:
 
 
 def plan_types(source: Catalog, target: Catalog) -> Part:
-    """Plan enumerated, composite and domain types."""
-    enums, domains = _by_name(target.enums), _by_name(target.domains)
-    composites = _by_name(target.composites)
-    statements: list[str] = []
+    """Plan enumerated, composite, range and domain types, what one is made of before it."""
+    made: dict[tuple[str, str], Iterator[str]] = {}
     findings: list[Finding] = []
+    enums, domains = _by_name(target.enums), _by_name(target.domains)
+    composites, ranges = _by_name(target.composites), _by_name(target.ranges)
     for enum in source.enums:
-        found = enums.get((enum.schema, enum.name))
-        if found is None:
-            statements += render_enum(enum)
+        name = enum.schema, enum.name
+        if name not in enums:
+            made[name] = render_enum(enum)
         else:
-            findings += _compare_enums(enum, found)
+            findings += _compare_enums(enum, enums[name])
     for domain in source.domains:
-        if (domain.schema, domain.name) not in domains:
-            statements += render_domain(domain)
-        elif _loosen(domain) != _loosen(domains[domain.schema, domain.name]):
+        name = domain.schema, domain.name
+        if name not in domains:
+            made[name] = render_domain(domain)
+        elif _loosen(domain) != _loosen(domains[name]):
             findings.append(_differs(domain, "domain"))
     for composite in source.composites:
-        if (composite.schema, composite.name) not in composites:
-            statements += render_composite(composite)
-        elif composite.attributes != composites[composite.schema, composite.name].attributes:
+        name = composite.schema, composite.name
+        if name not in composites:
+            made[name] = render_composite(composite)
+        elif composite.attributes != composites[name].attributes:
             findings.append(_differs(composite, "composite type"))
-    return Part(tuple(statements), tuple(findings))
+    for range_type in source.ranges:
+        name = range_type.schema, range_type.name
+        if name not in ranges:
+            made[name] = render_range(range_type)
+        elif replace(range_type, comment=None) != replace(ranges[name], comment=None):
+            findings.append(_differs(range_type, "range type"))
+    order = {name: number for number, name in enumerate(source.type_order)}
+    names = sorted(made, key=lambda name: order.get(name, len(order)))
+    return Part(tuple(s for name in names for s in made[name]), tuple(findings))
 
 
 def plan_functions(source: Catalog, target: Catalog, *, needs_tables: bool) -> Part:
@@ -120,7 +131,7 @@ def _loosen(domain: Domain) -> Domain:
     return replace(domain, checks=checks, comment=None)
 
 
-def _differs(thing: Domain | Composite, kind: str) -> Finding:
+def _differs(thing: Domain | Composite | Range, kind: str) -> Finding:
     return error(
         CHECK,
         f"{thing.schema}.{thing.name}",

@@ -25,7 +25,8 @@ _BLOCKING = {
     UncarriedKind.UNLOGGED_TABLE: "Changes of an unlogged table are not in the write-ahead log.",
     UncarriedKind.FOREIGN_TABLE: "The rows of a foreign table lie in another server.",
     UncarriedKind.TEMPORAL_KEY: "A key WITHOUT OVERLAPS cannot be widened.",
-    UncarriedKind.RANGE_TYPE: "A range type is not carried; its columns cannot be created.",
+    UncarriedKind.RANGE_TYPE: "A range type with functions of its own is not carried; its columns"
+    " cannot be created.",
     UncarriedKind.COLLATION: "A collation is not carried; its columns cannot be created.",
 }
 _LEAVE_BEHIND = 'Declare it as "skip" in the fleet file, or change it on the source.'

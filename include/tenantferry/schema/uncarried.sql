@@ -33,8 +33,10 @@ WITH found (kind, classid, oid, namespace, name, table_name) AS (
     UNION ALL
     SELECT 'range type', 'pg_catalog.pg_type'::pg_catalog.regclass, t.oid, t.typnamespace,
         t.typname, NULL
-    FROM pg_catalog.pg_type AS t
-    WHERE t.typtype = 'r'
+    FROM pg_catalog.pg_range AS r
+    JOIN pg_catalog.pg_type AS t ON t.oid = r.rngtypid
+    LEFT JOIN pg_catalog.pg_proc AS diff ON diff.oid = r.rngsubdiff
+    WHERE r.rngcanonical <> 0 OR diff.pronamespace <> 'pg_catalog'::pg_catalog.regnamespace
     UNION ALL
     SELECT 'collation', 'pg_catalog.pg_collation'::pg_catalog.regclass, co.oid,
         co.collnamespace, co.collname, NULL
