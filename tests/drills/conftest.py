@@ -68,7 +68,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write(text.getvalue())
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def fleet(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[DrillFleet]:
@@ -86,7 +86,7 @@ def fleet(
         started.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def board(request: pytest.FixtureRequest, fleet: DrillFleet) -> Iterator[Board]:
     """The scripts of the drills that were selected, on their way."""
     scripts = dict.fromkeys(script for script in _find_drills(request).values() if script)

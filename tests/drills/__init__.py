@@ -1,0 +1,1 @@
+"""Drills. A package, so that their fleet is stopped after the last of them."""
