@@ -80,6 +80,7 @@ def test_a_control_schema_of_an_older_version_is_completed(
 ) -> None:
     stream()
     run("DROP TABLE tenantferry.observations")
+    run("COMMENT ON SCHEMA tenantferry IS 'made of another file'")
 
     assert check_streams(declare()).findings == []
 
