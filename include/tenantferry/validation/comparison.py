@@ -107,7 +107,10 @@ def compare_chunk(
             theirs = future.result()
         if ours == theirs:
             return ChunkComparison(chunk, ours.rows, theirs.rows, 0, ())
-        found = find_differences(lane.source, lane.target, chunk, table, tenant_id=tenant_id)
+        rows = max(ours.rows, theirs.rows)
+        found = find_differences(
+            lane.source, lane.target, chunk, table, tenant_id=tenant_id, rows=rows
+        )
         named = tuple(islice(found, MAX_NAMED))
         mismatches = len(named) + sum(1 for _ in found)
     except psycopg2.Error as error:

@@ -12,14 +12,17 @@ from tenantferry.backfill.chunk import Chunk, chunk_predicate
 from tenantferry.schema.model import Table
 from tenantferry.schema.own_rows import own_rows
 
-# The sum of 128 bits per row does not depend on the order of the rows. Postgres has no integer
-# of 128 bits, so the two halves are added up apart; a sum of bigint is numeric and exact.
-# OFFSET 0 keeps the planner from computing each row's md5 once per half.
-_DIGEST = sql.SQL(
-    "SELECT count(*),"
+# Of the hashes h of some rows. The sum of 128 bits per row does not depend on the order of rows.
+# Postgres has no integer of 128 bits, so the two halves are added up apart; a sum of bigint is
+# numeric and exact.
+HASH_SUMS = sql.SQL(
+    "count(*),"
     " coalesce(sum(('x' || left(h, 16))::bit(64)::bigint), 0)::text,"
     " coalesce(sum(('x' || right(h, 16))::bit(64)::bigint), 0)::text"
-    " FROM (SELECT {md5} AS h FROM {table} AS r WHERE {condition} OFFSET 0) AS hashed"
+)
+# OFFSET 0 keeps the planner from computing each row's md5 once per half.
+_DIGEST = sql.SQL(
+    "SELECT {sums} FROM (SELECT {md5} AS h FROM {table} AS r WHERE {condition} OFFSET 0) AS hashed"
 )
 # The text of a row tells NULL from an empty string, 1.0 from 1.00 and -0 from 0. It needs the
 # same output settings on both sides.
@@ -58,6 +61,7 @@ def read_digest(
 def digest_query(chunk: Chunk, table: Table, *, tenant_id: UUID | None) -> sql.Composed:
     """Build the query that digests a chunk."""
     return _DIGEST.format(
+        sums=HASH_SUMS,
         md5=row_hash(table),
         table=own_rows(table),
         condition=row_condition(chunk, tenant_id=tenant_id),

@@ -1,10 +1,17 @@
-"""Find the rows in which two chunks differ, by merging both sides in key order."""
+"""
+Find the rows in which two chunks differ.
+
+First each side adds up its rows by the first digits of a hash of their keys, and only the buckets
+in which the sums differ are looked at any further. So a wrong row is found without moving, or
+sorting, the others, however many there are. Those buckets are then merged in key order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from typing import TypeAlias
 from uuid import UUID
 
 from psycopg2 import sql
@@ -14,10 +21,23 @@ from tenantferry.backfill.chunk import Chunk
 from tenantferry.control.validations import Difference, MismatchKind
 from tenantferry.schema.model import Table
 from tenantferry.schema.own_rows import own_rows
-from tenantferry.validation.digest import row_condition, row_hash
+from tenantferry.validation.digest import HASH_SUMS, row_condition, row_hash
+
+# By the digits of a bucket: what `HASH_SUMS` says.
+Sums: TypeAlias = Mapping[str, tuple[object, ...]]
 
 FETCH_ROWS = 5_000
 
+# A bucket has about so many rows, or the table too many for MAX_DIGITS.
+BUCKET_ROWS = 500
+MAX_DIGITS = 4
+
+_BUCKETS = sql.SQL(
+    "SELECT {bucket}, {sums} FROM (SELECT {place} AS place, {hash} AS h FROM {table} AS r"
+    " WHERE {condition} OFFSET 0) AS hashed GROUP BY 1"
+)
+_BUCKET = sql.SQL("left({place}, {digits})")
+_PLACE = sql.SQL("md5(ROW({key})::pg_catalog.text)")
 # Ordered by the bytes of the key's text: the one order that both servers and Python share.
 _ROWS = sql.SQL("SELECT {texts}{hash} AS h FROM {table} AS r WHERE {condition} ORDER BY {order}h")
 _DETAILS = {
@@ -44,24 +64,65 @@ class HashedRow:
         return tuple(text.encode() for text in self.key or (self.hash,))
 
 
+@dataclass(frozen=True, slots=True)
+class Buckets:
+    """
+    Some of the rows of a chunk: those whose hashed key begins with one of these digits.
+
+    :ivar digits: how many hexadecimal digits tell a bucket; 0: there is one, with all rows.
+    """
+
+    digits: int
+    wanted: frozenset[str]
+
+
 def find_differences(
-    source: connection, target: connection, chunk: Chunk, table: Table, *, tenant_id: UUID
+    source: connection,
+    target: connection,
+    chunk: Chunk,
+    table: Table,
+    *,
+    tenant_id: UUID,
+    rows: int,
 ) -> Iterator[Difference]:
     """
     Yield every row in which the two sides of a chunk differ.
 
     :param source: transaction with `TEXT_SETTINGS`; only read.
     :param target: transaction with `TEXT_SETTINGS`; only read.
+    :param rows: about how many there are.
     """
     names = [column.name for column in chunk.key_columns]
+    sides = _Side(source, chunk, table, None), _Side(target, chunk, table, tenant_id)
+    buckets = find_buckets(*(side.sum_buckets(choose_digits(rows)) for side in sides))
     with (
-        closing(_read_rows(source, chunk, table, tenant_id=None)) as ours,
-        closing(_read_rows(target, chunk, table, tenant_id=tenant_id)) as theirs,
+        closing(sides[0].read_rows(buckets)) as ours,
+        closing(sides[1].read_rows(buckets)) as theirs,
     ):
         for kind, row in merge_rows(ours, theirs):
             row_key = ", ".join(f"{name}={text}" for name, text in zip(names, row.key, strict=True))
             detail = _DETAILS[kind] if row_key else f"{_DETAILS[kind]} The row's md5 is {row.hash}."
             yield Difference(chunk.schema, chunk.table, kind, row_key or None, detail)
+
+
+def choose_digits(rows: int) -> int:
+    """
+    Return how many digits make buckets of about `BUCKET_ROWS`.
+
+    >>> [choose_digits(rows) for rows in (1, 500, 501, 50_000, 10**12)]
+    [0, 0, 1, 2, 4]
+    """
+    digits = 0
+    while digits < MAX_DIGITS and rows > BUCKET_ROWS * 16**digits:
+        digits += 1
+    return digits
+
+
+def find_buckets(ours: Sums, theirs: Sums) -> Buckets:
+    """Return the buckets in which two sides differ."""
+    places = ours.keys() | theirs.keys()
+    wanted = frozenset(place for place in places if ours.get(place) != theirs.get(place))
+    return Buckets(len(next(iter(wanted), "")), wanted)
 
 
 def merge_rows(
@@ -90,22 +151,60 @@ def merge_rows(
             our, their = next(ours, None), next(theirs, None)
 
 
-def _read_rows(
-    session: connection, chunk: Chunk, table: Table, *, tenant_id: UUID | None
-) -> Generator[HashedRow, None, None]:
-    names = [sql.Identifier("r", column.name) for column in chunk.key_columns]
-    query = _ROWS.format(
-        texts=sql.Composed([sql.SQL("{}::pg_catalog.text, ").format(name) for name in names]),
-        hash=row_hash(table),
-        table=own_rows(table),
-        condition=row_condition(chunk, tenant_id=tenant_id),
-        order=sql.Composed(
-            [sql.SQL("convert_to({}::pg_catalog.text, 'UTF8'), ").format(name) for name in names]
-        ),
-    )
-    # A cursor of the server: the rows of a chunk never stand in our memory together.
-    with session.cursor("tenantferry_rows") as cursor:
-        cursor.itersize = FETCH_ROWS
-        cursor.execute(query)
-        for *key, digest in cursor:
-            yield HashedRow(tuple(key), digest)
+@dataclass(frozen=True, slots=True)
+class _Side:
+    session: connection
+    chunk: Chunk
+    table: Table
+    tenant_id: UUID | None
+
+    def sum_buckets(self, digits: int) -> Sums:
+        query = _BUCKETS.format(
+            bucket=_BUCKET.format(place=sql.Identifier("place"), digits=sql.Literal(digits)),
+            sums=HASH_SUMS,
+            place=self._place(),
+            hash=row_hash(self.table),
+            table=own_rows(self.table),
+            condition=row_condition(self.chunk, tenant_id=self.tenant_id),
+        )
+        with self.session.cursor() as cursor:
+            cursor.execute(query)
+            return {place: tuple(sums) for place, *sums in cursor}
+
+    def read_rows(self, buckets: Buckets) -> Generator[HashedRow, None, None]:
+        names = self._key()
+        query = _ROWS.format(
+            texts=sql.Composed([sql.SQL("{}::pg_catalog.text, ").format(name) for name in names]),
+            hash=row_hash(self.table),
+            table=own_rows(self.table),
+            condition=self._condition(buckets),
+            order=sql.Composed(
+                [
+                    sql.SQL("convert_to({}::pg_catalog.text, 'UTF8'), ").format(name)
+                    for name in names
+                ]
+            ),
+        )
+        # A cursor of the server: the rows of a chunk never stand in our memory together.
+        with self.session.cursor("tenantferry_rows") as cursor:
+            cursor.itersize = FETCH_ROWS
+            cursor.execute(query)
+            for *key, digest in cursor:
+                yield HashedRow(tuple(key), digest)
+
+    def _condition(self, buckets: Buckets) -> sql.Composed:
+        in_chunk = row_condition(self.chunk, tenant_id=self.tenant_id)
+        return sql.SQL("{} AND {} = ANY ({}::pg_catalog.text[])").format(
+            in_chunk,
+            _BUCKET.format(place=self._place(), digits=sql.Literal(buckets.digits)),
+            sql.Literal(sorted(buckets.wanted)),
+        )
+
+    def _key(self) -> list[sql.Identifier]:
+        return [sql.Identifier("r", column.name) for column in self.chunk.key_columns]
+
+    def _place(self) -> sql.Composed:
+        """Build what tells the bucket of a row; without a key it is told by its hash."""
+        if not self.chunk.key_columns:
+            return row_hash(self.table)
+        return _PLACE.format(key=sql.SQL(", ").join(self._key()))
