@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.providers.standard.operators.hitl import ApprovalOperator
-from airflow.sdk import DAG, TaskGroup, get_parsing_context
+from airflow.sdk import DAG, Param, TaskGroup, get_parsing_context
 
 from tenantferry_airflow.defaults import task_defaults
 from tenantferry_airflow.documents import read_sections
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tenantferry.fleet import Fleet, Tenant
 
 DOCUMENTS = read_sections(Path(__file__).with_suffix(".md"))
+REPAIR = "{{ params.repair }}"
 
 # A stream is started again for as long as a source may be away: 14 hours at five seconds.
 STREAM_RETRIES = 10_000
@@ -51,6 +52,14 @@ def build_dag(tenant: Tenant, fleet: Fleet) -> DAG:
         # Without a schedule nothing runs by itself, and a run of a paused Dag would just wait.
         is_paused_upon_creation=False,
         max_active_runs=1,
+        params={
+            "repair": Param(
+                default=False,
+                type="boolean",
+                description="Copy chunks once more in which validate finds other rows than on the"
+                " source.",
+            )
+        },
         default_args=task_defaults(
             fleet,
             retries=5,
@@ -64,7 +73,7 @@ def build_dag(tenant: Tenant, fleet: Fleet) -> DAG:
             prepare = PrepareOperator(**_step(tenant, "prepare"))
         with _group("copy_and_follow", "Copy and follow"):
             backfill = BackfillOperator(
-                **_step(tenant, "backfill"), pool=backfill_pool(tenant.source)
+                **_step(tenant, "backfill"), repair=REPAIR, pool=backfill_pool(tenant.source)
             )
             stream_cdc = StreamOperator(
                 **_step(tenant, "stream_cdc"),
@@ -74,7 +83,7 @@ def build_dag(tenant: Tenant, fleet: Fleet) -> DAG:
             )
         with _group("prove", "Prove"):
             wait_for_lag = LagSensor(**_step(tenant, "wait_for_lag"), timeout=LAG_TIMEOUT)
-            validate = ValidateOperator(**_step(tenant, "validate"))
+            validate = ValidateOperator(**_step(tenant, "validate"), repair=REPAIR)
         with _group("hand_over", "Hand over"):
             approve = _build_approval(tenant)
             cutover = CutoverOperator(

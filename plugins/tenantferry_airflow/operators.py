@@ -95,18 +95,33 @@ class PrepareOperator(MoveOperator):
         return prepare(move)
 
 
-class BackfillOperator(MoveOperator):
+class RepairingOperator(MoveOperator):
+    """
+    A step that may be told to copy again what differs.
+
+    :param repair: "True" or "False". (templated)
+    """
+
+    template_fields: Sequence[str] = (*MoveOperator.template_fields, "repair")
+
+    def __init__(self, *, repair: str = "False", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.repair = repair
+
+
+class BackfillOperator(RepairingOperator):
     """
     Copy the tenant's rows, round by round, each under a snapshot of its own.
 
-    Does not apply what is written after the last round: that is the stream's.
+    Does not apply what is written after the last round: that is the stream's. In a run that repairs
+    it leaves rows that differ to the validation.
     """
 
     ui_color = "#bfdbfe"
 
     def take_step(self, move: Move) -> DataclassInstance:
         """Call the verb."""
-        return backfill(move)
+        return backfill(move, repair=self.repair == "True")
 
 
 class StreamOperator(MoveOperator):
@@ -140,18 +155,18 @@ class StreamOperator(MoveOperator):
             self._stop.set()
 
 
-class ValidateOperator(MoveOperator):
+class ValidateOperator(RepairingOperator):
     """
     Compare every row of the tenant at one position.
 
-    Fails on any mismatch and names the rows. Repairs nothing.
+    Fails on any mismatch and names the rows. Repairs nothing, unless it is told to.
     """
 
     ui_color = "#fde68a"
 
     def take_step(self, move: Move) -> DataclassInstance:
         """Call the verb."""
-        return validate(move)
+        return validate(move, repair=self.repair == "True")
 
 
 class CutoverOperator(MoveOperator):

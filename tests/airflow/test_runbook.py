@@ -1,4 +1,4 @@
-"""docs/runbook.md names only Dags, tasks, columns and settings that there are."""
+"""docs/runbook.md names only Dags, their parameters, tasks, columns and settings that there are."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_runbook_names_only_what_there_is(fleet_file: Path) -> None:
     bag = DagBag(dag_folder=str(PROJECT_ROOT / "dags"), bundle_name="dags-folder")
     known = {str(phase) for phase in Phase} | FOREIGN
     for dag_id, dag in bag.dags.items():
-        known |= {dag_id, dag_id.replace("acme", "<tenant>"), *dag.task_ids}
+        known |= {dag_id, dag_id.replace("acme", "<tenant>"), *dag.task_ids, *dag.params}
     for file in ("control/control.sql", "fleet/declaration.py", "fleet/operation.py"):
         known |= names_in((PROJECT_ROOT / "include" / "tenantferry" / file).read_text("utf-8"))
 

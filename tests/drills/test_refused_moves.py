@@ -69,8 +69,7 @@ def change_a_cell(fleet: DrillFleet) -> Mismatch:
         len(fleet.attempts(key)),
     )
     # As the error says.
-    fleet.clear(key, "backfill", downstream=True)
-    fleet.wait_for_task(key, "validate", "success")
+    fleet.repair(key)
     fleet.answer(key, "Approve")
     fleet.wait_for_success(key)
     conclude(fleet, key)

@@ -136,6 +136,12 @@ class DrillFleet:
         self.api.wait_for_dag(dag_id)
         self.runs[key] = Run(key, dag_id, self.api.trigger(dag_id))
 
+    def repair(self, key: str) -> None:
+        """Give a run up, and begin another one that copies again what differs."""
+        run = self.runs[key]
+        self.api.mark_run(run.dag_id, run.run_id, state="failed")
+        self.runs[key] = Run(key, run.dag_id, self.api.trigger(run.dag_id, conf={"repair": True}))
+
     def roll_back(self, key: str) -> str:
         """Trigger the rollback of a tenant, and return the name of that run."""
         self.api.wait_for_dag("rollback_tenant")

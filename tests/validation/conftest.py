@@ -29,9 +29,10 @@ from tenantferry.validation.alignment import (
 )
 from tenantferry.validation.running import (
     ValidationResult,
+    compare_tenant,
     compare_view,
     load_chunks,
-    validate_tenant,
+    record_comparison,
 )
 
 ACME_ID = UUID("11111111-1111-1111-1111-111111111111")
@@ -106,9 +107,12 @@ class Copied:
     def validate(self) -> ValidationResult:
         """Run the whole validation."""
         tables = read_tables(self.source, self.tenant)
-        return validate_tenant(
-            self.source_params, self.target_params, self.tenant, tables, run_id="run"
-        )
+        found = compare_tenant(self.source_params, self.target_params, self.tenant, tables)
+        with self.target.cursor() as cursor:
+            cursor.execute("BEGIN")
+            result = record_comparison(self.target, self.tenant, found, run_id="run")
+            cursor.execute("COMMIT")
+        return result
 
     @contextmanager
     def streaming(self) -> Iterator[None]:

@@ -80,8 +80,10 @@ CREATE TABLE IF NOT EXISTS tenantferry.streams (
     reported_at        timestamptz,
     error              text,
     copy_again         boolean NOT NULL DEFAULT false,  -- only a new backfill helps
+    repairable         boolean NOT NULL DEFAULT false,  -- or to copy again what differs
     PRIMARY KEY (tenant, direction)
 );
+ALTER TABLE tenantferry.streams ADD COLUMN IF NOT EXISTS repairable boolean NOT NULL DEFAULT false;
 
 -- One exact comparison at one position.
 CREATE TABLE IF NOT EXISTS tenantferry.validations (

@@ -4,6 +4,7 @@ SELECT
     streams.command, streams.command_lsn::text, streams.command_id, streams.acknowledged_id,
     streams.lease_until, coalesce(streams.lease_until <= clock_timestamp(), false),
     streams.changes, streams.transactions, streams.lag_seconds, streams.lag_measured_at,
-    streams.lag_bytes, streams.reported_at, streams.error, streams.copy_again
+    streams.lag_bytes, streams.reported_at, streams.error, streams.copy_again,
+    streams.repairable
 FROM tenantferry.streams
 WHERE streams.tenant = %s AND streams.direction = %s

@@ -78,7 +78,8 @@ class StreamRecord:
     :ivar command_lsn: where ``advance`` and ``stop`` end.
     :ivar command_id: counts commands; the stream answers by setting *acknowledged_id* to it.
     :ivar lease_until: a hold that nobody renews ends then.
-    :ivar copy_again: rows are missing or wrong in the target; only a new backfill helps.
+    :ivar copy_again: rows are missing or wrong in the target; only a new backfill helps ...
+    :ivar repairable: ... or a validation that copies again what it finds to differ.
     :ivar lag_seconds: round trip of the last marker; ``None`` is unknown, never zero.
     """
 
@@ -101,6 +102,7 @@ class StreamRecord:
     reported_at: datetime | None
     error: str | None
     copy_again: bool
+    repairable: bool
 
 
 def origin_name(tenant: str) -> str:
@@ -178,16 +180,27 @@ def reset_stream(target: connection, tenant: str, position: int) -> None:
         )
 
 
-def mark_copy_again(target: connection, tenant: str, *, needed: bool) -> None:
+def mark_copy_again(
+    target: connection, tenant: str, *, needed: bool, repairable: bool = False
+) -> None:
     """
     Record whether the tenant must be copied again; `reset_stream` forgets it.
 
     :param target: open transaction; the caller commits.
+    :param repairable: it would also help to copy again what differs. What only a new backfill helps
+        against stays so.
     """
     with target.cursor() as cursor:
         cursor.execute(
-            "UPDATE tenantferry.streams SET copy_again = %s WHERE tenant = %s AND direction = %s",
-            (needed, tenant, Direction.FORWARD),
+            "UPDATE tenantferry.streams SET copy_again = %(needed)s,"
+            " repairable = %(needed)s AND %(repairable)s AND (repairable OR NOT copy_again)"
+            " WHERE tenant = %(tenant)s AND direction = %(direction)s",
+            {
+                "needed": needed,
+                "repairable": repairable,
+                "tenant": tenant,
+                "direction": Direction.FORWARD,
+            },
         )
 
 

@@ -149,6 +149,15 @@ class AirflowApi:
             json={"new_state": state},
         )
 
+    def mark_run(self, dag_id: str, run_id: str, *, state: str) -> None:
+        """Set a run to ``success`` or ``failed``; tasks that run are ended."""
+        self._call(
+            "PATCH",
+            f"/dags/{dag_id}/dagRuns/{run_id}",
+            is_repeatable=True,
+            json={"state": state},
+        )
+
     def respond(
         self, dag_id: str, run_id: str, task_id: str, *, option: str, map_index: int = -1
     ) -> None:

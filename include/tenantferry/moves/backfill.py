@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from psycopg2.extensions import connection
@@ -13,18 +13,23 @@ from tenantferry.backfill.progress import BackfillProgress
 from tenantferry.backfill.running import run_backfill
 from tenantferry.control.phases import AT_TARGET, Phase, check_not_aborting
 from tenantferry.control.registry import change_phase, check_owner, require_registration
+from tenantferry.control.streams import mark_copy_again, read_stream
 from tenantferry.errors import PermanentError
 from tenantferry.moves.former import settle_former
 from tenantferry.moves.move import Move
 from tenantferry.moves.sessions import exclusive_step, open_source
 from tenantferry.schema.catalog import read_tables
+from tenantferry.schema.model import Table
 from tenantferry.stream.catching_up import catch_up
 
 logger = logging.getLogger(__name__)
 
 
 def backfill(
-    move: Move, *, report: Callable[[BackfillProgress], None] | None = None
+    move: Move,
+    *,
+    repair: bool = False,
+    report: Callable[[BackfillProgress], None] | None = None,
 ) -> BackfillResult:
     """
     Copy the tenant's rows, unless they are copied and the slot still holds what came after.
@@ -33,6 +38,8 @@ def backfill(
     more, e.g. because the slot is lost, the tenant's rows and its slot go and all begins anew.
     A tenant that was handed over is left alone. One that was rolled back is copied already.
 
+    :param repair: leave rows that a validation found to differ to the next one, which copies their
+        chunks again.
     :param report: called with the progress about once a second; by default it is logged.
     :raises SupersededError: if another run has the tenant.
     """
@@ -49,6 +56,8 @@ def backfill(
         check_owner(registration, move.run_id)
         check_not_aborting(tenant.key, phase)
         tables = read_tables(source, tenant)
+        if repair:
+            _trust_what_can_be_repaired(target, tenant.key)
         obstacle = find_obstacle(source, target, tenant, tables)
         finished = None if obstacle else read_copied(target, tenant)
         if finished is not None and phase is not Phase.BACKFILLING:
@@ -62,25 +71,48 @@ def backfill(
                 run_id=move.run_id,
                 reason=obstacle or "some chunks are not copied",
             )
-        finished = run_backfill(
-            move.source,
-            move.target,
-            tenant,
-            tables,
-            catch_up=partial(catch_up, move.source, move.target, tenant, tables),
-            report=report or _log_progress,
-        )
+        return copy_in_step(target, move, tables, report=report)
+
+
+def _trust_what_can_be_repaired(target: connection, tenant: str) -> None:
+    stream = read_stream(target, tenant)
+    if stream is not None and stream.repairable:
         with target:
-            change_phase(
-                target,
-                tenant.key,
-                Phase.STREAMING,
-                run_id=move.run_id,
-                lsn=finished.consistent_point,
-                reason=f"{finished.rows} rows of {finished.tables} tables are copied in"
-                f" {finished.rounds} round(s)",
-            )
-        return finished
+            mark_copy_again(target, tenant, needed=False)
+
+
+def copy_in_step(
+    target: connection,
+    move: Move,
+    tables: Sequence[Table],
+    *,
+    report: Callable[[BackfillProgress], None] | None = None,
+) -> BackfillResult:
+    """
+    Copy what is not copied, within a step that already keeps other steps of this tenant away.
+
+    :param target: the step's session, outside a transaction; this commits the phase.
+    """
+    tenant = move.tenant
+    finished = run_backfill(
+        move.source,
+        move.target,
+        tenant,
+        tables,
+        catch_up=partial(catch_up, move.source, move.target, tenant, tables),
+        report=report or _log_progress,
+    )
+    with target:
+        change_phase(
+            target,
+            tenant.key,
+            Phase.STREAMING,
+            run_id=move.run_id,
+            lsn=finished.consistent_point,
+            reason=f"{finished.rows} rows of {finished.tables} tables are copied in"
+            f" {finished.rounds} round(s)",
+        )
+    return finished
 
 
 def _recorded(target: connection, move: Move) -> BackfillResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from psycopg2.extensions import connection
 
@@ -11,12 +12,20 @@ from tenantferry.control.registry import change_phase, check_owner, require_regi
 from tenantferry.control.streams import mark_copy_again
 from tenantferry.control.validations import read_latest_validation, record_partitions
 from tenantferry.errors import CopyAgainError, PermanentError, TransientError
+from tenantferry.moves.backfill import copy_in_step
 from tenantferry.moves.former import settle_former
 from tenantferry.moves.move import Move
+from tenantferry.moves.repair import repair_in_step
 from tenantferry.moves.sessions import exclusive_step, open_source
 from tenantferry.schema.catalog import read_tables
+from tenantferry.schema.model import Table
 from tenantferry.schema.partitions import read_partition_state
-from tenantferry.validation.running import ValidationResult, validate_tenant
+from tenantferry.validation.running import (
+    TenantComparison,
+    ValidationResult,
+    compare_tenant,
+    record_comparison,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +38,11 @@ class MismatchError(CopyAgainError):
     """Source and target do not hold the same rows. Nothing was changed."""
 
 
-def validate(move: Move) -> ValidationResult:
+def validate(move: Move, *, repair: bool = False) -> ValidationResult:
     """
     Compare every row of the tenant at one position, while writes flow.
 
+    :param repair: copy chunks whose rows differ once more, then compare again.
     :raises MismatchError: if anything differs; the message names the rows.
     :raises SupersededError: if another run has the tenant.
     """
@@ -44,24 +54,28 @@ def validate(move: Move) -> ValidationResult:
         if phase in AT_TARGET:
             return _recorded(target, move)
         check_owner(registration, move.run_id)
-        if phase in _PASSING:
+        if phase is Phase.BACKFILLING and repair:  # a repair that died
+            with open_source(move.source, purpose=f"validate {move.tenant.key}") as source:
+                copy_in_step(target, move, read_tables(source, move.tenant))
+        elif phase in _PASSING:
             raise TransientError(
                 f'tenant "{move.tenant.key}" cannot be validated while its phase is "{phase}"',
                 hint="Another step is on its way, or its leftovers are being settled.",
             )
-        if phase not in _COPIED:
+        elif phase not in _COPIED:
             raise IllegalPhaseError(
                 f'tenant "{move.tenant.key}" cannot be validated in phase "{phase}"',
                 hint='Clear the task "backfill" and those after it.',
             )
-        return validate_in_step(target, move)
+        return validate_in_step(target, move, repair=repair)
 
 
-def validate_in_step(target: connection, move: Move) -> ValidationResult:
+def validate_in_step(target: connection, move: Move, *, repair: bool = False) -> ValidationResult:
     """
     Compare, within a step that already keeps other steps of this tenant away.
 
     :param target: the step's session, outside a transaction; this commits the phase.
+    :param repair: copy chunks whose rows differ once more, then compare again.
     :raises MismatchError: if anything differs.
     """
     tenant = move.tenant
@@ -69,14 +83,15 @@ def validate_in_step(target: connection, move: Move) -> ValidationResult:
         tables = read_tables(source, tenant)
         # Before: what changes while rows are compared is not validated.
         partitions = read_partition_state(source, tables)
-    try:
-        result = validate_tenant(move.source, move.target, tenant, tables, run_id=move.run_id)
-    except CopyAgainError:
+    found = _compare(target, move, tables)
+    if repair and found.differing:
         with target:
-            mark_copy_again(target, tenant.key, needed=True)
-        raise
-    matches = result.mismatches == 0
+            record_comparison(target, tenant, found, run_id=move.run_id)
+        repair_in_step(target, move, tables, found.differing)
+        found = _compare(target, move, tables)
+    matches = found.mismatches == 0
     with target:
+        result = record_comparison(target, tenant, found, run_id=move.run_id)
         change_phase(
             target,
             tenant.key,
@@ -86,17 +101,27 @@ def validate_in_step(target: connection, move: Move) -> ValidationResult:
             reason=f"validation {result.validation_id}: {result.rows} rows of"
             f" {result.tables} tables, {result.mismatches} mismatches",
         )
-        mark_copy_again(target, tenant.key, needed=not matches)
+        mark_copy_again(target, tenant.key, needed=not matches, repairable=bool(found.differing))
         record_partitions(target, result.validation_id, partitions)
     if not matches:
         raise MismatchError(
             f'source and target differ for tenant "{tenant.key}" in {result.mismatches} place(s)',
             detail=" ".join(str(difference) for difference in result.differences),
             hint="The rows are listed in tenantferry.mismatches with"
-            f" validation_id {result.validation_id}. The tenant stays on its source. Mend the rows"
-            ' and clear "validate", or clear "backfill" and those after it to copy all again.',
+            f" validation_id {result.validation_id}. The tenant stays on its source. Mark this run"
+            ' as failed and trigger it again with "repair", which copies the chunks of these rows'
+            ' once more; or mend the rows and clear "validate".',
         )
     return result
+
+
+def _compare(target: connection, move: Move, tables: Sequence[Table]) -> TenantComparison:
+    try:
+        return compare_tenant(move.source, move.target, move.tenant, tables)
+    except CopyAgainError:
+        with target:
+            mark_copy_again(target, move.tenant.key, needed=True)
+        raise
 
 
 def _recorded(target: connection, move: Move) -> ValidationResult:

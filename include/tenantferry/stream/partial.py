@@ -26,20 +26,19 @@ from psycopg2 import sql
 from psycopg2.extensions import connection
 from psycopg2.extensions import cursor as cursor_type
 
-from tenantferry.backfill.chunk import TEXT_SETTINGS, KeyColumn, range_predicate
+from tenantferry.backfill.chunk import TEXT_SETTINGS, KeyColumn, range_predicate, to_chunk
 from tenantferry.backfill.planning import read_key_columns
+from tenantferry.backfill.reopening import give_up_chunks
 from tenantferry.control.chunks import (
     ChunkRecord,
     has_pending_chunks,
     read_chunks,
-    reopen_chunks,
     take_back_chunks,
 )
 from tenantferry.errors import CopyAgainError, TransientError
 from tenantferry.fleet.declaration import Tenant
 from tenantferry.schema.model import Table
-from tenantferry.schema.own_rows import own_rows
-from tenantferry.stream.relations import TENANT_COLUMN, StreamedTable
+from tenantferry.stream.relations import StreamedTable
 from tenantferry.stream.staging import (
     DELETE,
     FIRST_UPDATE,
@@ -65,9 +64,6 @@ _ENTERED = sql.SQL(
 )
 _THIN_OUT_IMAGES = sql.SQL("DELETE FROM {stage} AS staged WHERE NOT {new_is_in}")
 _COUNT = sql.SQL("SELECT shape, count(*) FROM {stage} GROUP BY shape")
-_DELETE_CHUNKS = sql.SQL(
-    "DELETE FROM {table} AS rows WHERE {tenant_column} = {tenant_id}::uuid AND ({chunks})"
-)
 
 
 def settle_part(
@@ -175,21 +171,8 @@ class CopiedPart:
     def _reopen(
         self, cursor: cursor_type, table: StreamedTable, part: _Part, numbers: Collection[int]
     ) -> None:
-        rows = [sql.Identifier("rows", column.name) for column in part.key_columns]
-        query = _DELETE_CHUNKS.format(
-            table=own_rows(table),
-            tenant_column=sql.Identifier("rows", TENANT_COLUMN),
-            tenant_id=sql.Literal(str(self._tenant.id)),
-            chunks=part.holds(rows, part.chunks_of(numbers)),
-        )
-        cursor.execute(query)
-        reopen_chunks(
-            cursor.connection,
-            self._tenant.key,
-            schema=table.schema,
-            table=table.name,
-            numbers=numbers,
-        )
+        chunks = [to_chunk(record, part.key_columns) for record in part.chunks_of(numbers)]
+        give_up_chunks(cursor, self._tenant, table, chunks)
         part.copied.difference_update(numbers)
         logger.info(
             "copied chunks are pending again: a row came in without all its values"

@@ -38,7 +38,6 @@ __all__ = [
     "compare_view",
     "load_chunks",
     "record_comparison",
-    "validate_tenant",
 ]
 
 logger = logging.getLogger(__name__)
@@ -52,6 +51,7 @@ class TenantComparison:
     :ivar position: LSN of the sending side at which both sides were compared.
     :ivar rows: of the source.
     :ivar differences: the first of *mismatches*.
+    :ivar differing: the chunks whose rows differ.
     """
 
     direction: Direction
@@ -62,31 +62,7 @@ class TenantComparison:
     rows: int
     mismatches: int
     differences: tuple[Difference, ...]
-
-
-def validate_tenant(
-    source_params: ConnectionParams,
-    target_params: ConnectionParams,
-    tenant: Tenant,
-    tables: Sequence[Table],
-    *,
-    run_id: str | None,
-    direction: Direction = Direction.FORWARD,
-) -> ValidationResult:
-    """
-    Compare every row of the tenant at one position, and record what was found.
-
-    A mismatch is a result, not an error. Nothing on either side is changed.
-
-    :param tables: of the source.
-    :param direction: of the stream that runs: forward for a tenant on its way, reverse for one in
-        grace.
-    :raises TransientError: if it could not be told, e.g. because the stream does not answer.
-    :raises CopyAgainError: if the tenant was copied from other tables.
-    """
-    found = compare_tenant(source_params, target_params, tenant, tables, direction=direction)
-    with closing(open_connection(target_params, purpose=_purpose(tenant))) as target, target:
-        return record_comparison(target, tenant, found, run_id=run_id)
+    differing: tuple[Chunk, ...]
 
 
 def compare_tenant(
@@ -100,8 +76,13 @@ def compare_tenant(
     on_aligned: Callable[[], None] | None = None,
 ) -> TenantComparison:
     """
-    Compare every row of the tenant at one position. Records nothing.
+    Compare every row of the tenant at one position. Records nothing, and changes nothing.
 
+    A mismatch is a result, not an error.
+
+    :param tables: of the source.
+    :param direction: of the stream that runs: forward for a tenant on its way, reverse for one in
+        grace.
     :param slot_timeout_seconds: how long the stream may stand still until the sending side gives a
         snapshot.
     :param on_aligned: called when both sides are seen at one position and the stream goes on; from
@@ -134,6 +115,7 @@ def compare_tenant(
         rows=sum(comparison.rows for comparison in compared),
         mismatches=mismatches,
         differences=differences,
+        differing=tuple(comparison.chunk for comparison in compared if comparison.mismatches),
     )
     logger.info(
         "validated tenant=%s direction=%s tables=%s chunks=%s rows=%s mismatches=%s seconds=%.2f",
