@@ -141,7 +141,7 @@ def test_cutover_under_load_loses_no_write_and_fails_none(stage: Stage) -> None:
     assert len(written(stage, "source")) <= len(writers.acknowledged) - 100
     assert summary.write_pause_ms < 500, summary.steps
     assert list(summary.steps) == [
-        "paused", "fenced", "drained", "sequences", "flipped", "resumed",
+        "paused", "fenced", "drained", "compared", "sequences", "flipped", "resumed",
     ]  # fmt: skip
     assert stage.phase() == "live"
     assert stage.ask("INSERT INTO counted (note) VALUES ('new') RETURNING id") == [(10,)]
@@ -284,7 +284,7 @@ def test_cutover_killed_before_the_flip_lets_clients_go_on_in_seconds(stage: Sta
     acl = stage.acl()
     with Writers([stage.client] * 2) as writers:
         writers.wait_for(20)
-        for step in ("begun", "paused", "fenced", "drained", "sequences", "files"):
+        for step in ("begun", "paused", "fenced", "drained", "compared", "sequences", "files"):
             process = run_cutover(stage.move, step, signal.SIGKILL)
             assert process.wait(30) == -signal.SIGKILL, step
             writers.wait_for(20, timeout_seconds=5)

@@ -17,7 +17,7 @@ from tenantferry.control.validations import MismatchKind
 from tenantferry.errors import PermanentError
 from tenantferry.local.postgres import PostgresServer
 from tenantferry.schema.catalog import read_tables
-from tenantferry.validation.digest import read_digest
+from tenantferry.validation.digest import read_digest, rows_of_chunk
 
 OTHER_ID = UUID("22222222-2222-2222-2222-222222222222")
 
@@ -257,7 +257,7 @@ def test_read_digest_fails_rather_than_filters_when_it_is_subject_to_row_securit
         run(session, "SET ROLE tenant_acme")
 
         with pytest.raises(psycopg2.errors.InsufficientPrivilege, match="row-level security"):
-            read_digest(session, chunk, table, tenant_id=both.tenant.id)
+            read_digest(session, rows_of_chunk(chunk, table, tenant_id=both.tenant.id))
 
 
 def test_load_chunks_refuses_a_table_that_was_not_copied(copied: Prepare) -> None:

@@ -81,9 +81,23 @@ CREATE TABLE IF NOT EXISTS tenantferry.streams (
     error              text,
     copy_again         boolean NOT NULL DEFAULT false,  -- only a new backfill helps
     repairable         boolean NOT NULL DEFAULT false,  -- or to copy again what differs
+    touched_since      pg_lsn,              -- from this P on what is written stands in touched
     PRIMARY KEY (tenant, direction)
 );
 ALTER TABLE tenantferry.streams ADD COLUMN IF NOT EXISTS repairable boolean NOT NULL DEFAULT false;
+ALTER TABLE tenantferry.streams ADD COLUMN IF NOT EXISTS touched_since pg_lsn;
+
+-- The rows that the forward stream has written since they were compared: a cutover compares these
+-- once more. Each row is written in the transaction of the rows that it tells of.
+CREATE TABLE IF NOT EXISTS tenantferry.touched (
+    tenant         text NOT NULL REFERENCES tenantferry.tenants,
+    table_schema   text NOT NULL,
+    table_name     text NOT NULL,
+    key_columns    text[] NOT NULL,     -- empty: any row of the table
+    keys           text[],              -- one key after the other
+    written_after  pg_lsn NOT NULL      -- P before that transaction
+);
+CREATE INDEX IF NOT EXISTS touched_tenant_idx ON tenantferry.touched (tenant);
 
 -- One exact comparison at one position.
 CREATE TABLE IF NOT EXISTS tenantferry.validations (
@@ -98,8 +112,10 @@ CREATE TABLE IF NOT EXISTS tenantferry.validations (
     rows         bigint NOT NULL,
     mismatches   bigint NOT NULL,       -- differing rows and failed probes; 0 is a match
     direction    text NOT NULL DEFAULT 'forward',   -- reverse: of a tenant in grace; position is the target's
+    since        pg_lsn,                -- only what was written since this position was compared; null: all
     partitions   jsonb                  -- state of each partitioned table of the source; it holds for as long as that
 );
+ALTER TABLE tenantferry.validations ADD COLUMN IF NOT EXISTS since pg_lsn;
 CREATE INDEX IF NOT EXISTS validations_tenant_idx ON tenantferry.validations (tenant, id);
 
 -- What a validation found, by name.
@@ -127,6 +143,7 @@ CREATE TABLE IF NOT EXISTS tenantferry.write_pauses (
     fenced_at          timestamptz,
     final_lsn          pg_lsn,
     drained_at         timestamptz,
+    compared_at        timestamptz,     -- what was written last is the same on both sides
     sequences_at       timestamptz,
     flipped_at         timestamptz,     -- from here on the tenant belongs to the other side
     resumed_at         timestamptz,
@@ -139,6 +156,7 @@ CREATE TABLE IF NOT EXISTS tenantferry.write_pauses (
     dropped_at         timestamptz,     -- the source has forgotten about the move
     sequences          jsonb            -- what each sequence was set to in the target
 );
+ALTER TABLE tenantferry.write_pauses ADD COLUMN IF NOT EXISTS compared_at timestamptz;
 CREATE INDEX IF NOT EXISTS write_pauses_tenant_idx ON tenantferry.write_pauses (tenant, id);
 -- At most one attempt of a tenant may be open.
 CREATE UNIQUE INDEX IF NOT EXISTS write_pauses_open_key ON tenantferry.write_pauses (tenant)

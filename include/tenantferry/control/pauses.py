@@ -27,6 +27,7 @@ class PauseStep(StrEnum):
     PAUSED = "paused_at"
     FENCED = "fenced_at"
     DRAINED = "drained_at"
+    COMPARED = "compared_at"
     SEQUENCES = "sequences_at"
     FLIPPED = "flipped_at"
     RESUMED = "resumed_at"
@@ -69,7 +70,7 @@ class AttemptLostError(TransientError):
 _COLUMNS = (
     "id, tenant, direction, began_at, final_lsn::text, undone_at, probed_at, dropped_at,"
     " source_pid, fence, sequences,"
-    " paused_at, fenced_at, drained_at, sequences_at, flipped_at, resumed_at,"
+    " paused_at, fenced_at, drained_at, compared_at, sequences_at, flipped_at, resumed_at,"
     " undoing_at IS NOT NULL"
 )
 

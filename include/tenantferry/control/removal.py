@@ -12,6 +12,7 @@ _DELETES = (
     "DELETE FROM tenantferry.validations WHERE tenant = %s",
     "DELETE FROM tenantferry.graces WHERE tenant = %s",
     "DELETE FROM tenantferry.write_pauses WHERE tenant = %s",
+    "DELETE FROM tenantferry.touched WHERE tenant = %s",
     "DELETE FROM tenantferry.streams WHERE tenant = %s",
     "DELETE FROM tenantferry.chunks WHERE tenant = %s",
     "DELETE FROM tenantferry.rounds WHERE tenant = %s",

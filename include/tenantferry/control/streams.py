@@ -80,6 +80,7 @@ class StreamRecord:
     :ivar lease_until: a hold that nobody renews ends then.
     :ivar copy_again: rows are missing or wrong in the target; only a new backfill helps ...
     :ivar repairable: ... or a validation that copies again what it finds to differ.
+    :ivar touched_since: from this position on `tenantferry.control.touched` knows what was written.
     :ivar lag_seconds: round trip of the last marker; ``None`` is unknown, never zero.
     """
 
@@ -103,6 +104,7 @@ class StreamRecord:
     error: str | None
     copy_again: bool
     repairable: bool
+    touched_since: int | None
 
 
 def origin_name(tenant: str) -> str:
@@ -170,6 +172,7 @@ def reset_stream(target: connection, tenant: str, position: int) -> None:
             "SELECT pg_replication_origin_advance(%s, %s)",
             (origin_name(tenant), format_lsn(position)),
         )
+        cursor.execute("DELETE FROM tenantferry.touched WHERE tenant = %s", (tenant,))
         cursor.execute(
             "DELETE FROM tenantferry.streams WHERE tenant = %s AND direction = %s",
             (tenant, Direction.FORWARD),
@@ -215,6 +218,7 @@ def retire_stream(target: connection, tenant: str) -> None:
     with target.cursor() as cursor:
         lock_stream(cursor, tenant, for_session=False)
         _drop_origin(cursor, tenant)
+        cursor.execute("DELETE FROM tenantferry.touched WHERE tenant = %s", (tenant,))
 
 
 def command(

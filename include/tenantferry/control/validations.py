@@ -85,18 +85,20 @@ def record_validation(
     mismatches: int,
     differences: Sequence[Difference],
     direction: Direction = Direction.FORWARD,
+    since: int | None = None,
 ) -> ValidationResult:
     """
     Write down a comparison that came to an end, whatever it found.
 
     :param target: open transaction; the caller commits.
     :param direction: of the stream that ran; *position* is an LSN of the side that it comes from.
+    :param since: only what was written since this position was compared; ``None``: everything.
     """
     with target.cursor() as cursor:
         cursor.execute(
             "INSERT INTO tenantferry.validations"
-            " (tenant, direction, run_id, position, started_at, tables, chunks, rows, mismatches)"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)"
+            " (tenant, direction, run_id, position, started_at, tables, chunks, rows, mismatches,"
+            " since) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
             " RETURNING id, extract(epoch FROM finished_at - started_at)::float8",
             (
                 tenant,
@@ -108,6 +110,7 @@ def record_validation(
                 chunks,
                 rows,
                 mismatches,
+                None if since is None else format_lsn(since),
             ),
         )
         validation_id, seconds = cursor.fetchone() or (0, 0.0)

@@ -102,6 +102,8 @@ class Settings(Declared):
         first; while it is held, the source cannot vacuum what it sees.
     :ivar slot_timeout_seconds: how long creating a slot may wait for open transactions.
     :ivar validation_max_age_seconds: an older validation is repeated before the cutover.
+    :ivar recheck_seconds: a cutover undoes itself where comparing what was written last, while
+        clients wait, takes longer.
     :ivar stream_pool: Airflow pool of the long-running stream tasks.
     :ivar grace_hours: after its cutover the tenant can go back for so long, and is not retired.
     :ivar criticality: waves move the less critical first.
@@ -122,6 +124,7 @@ class Settings(Declared):
     round_budget_seconds: PositiveFloat = 1800.0
     slot_timeout_seconds: PositiveFloat = 300.0
     validation_max_age_seconds: PositiveFloat = 3600.0
+    recheck_seconds: PositiveFloat = 1.0
     stream_pool: Name = "tenantferry_streams"
     grace_hours: PositiveFloat = 168.0
     criticality: Criticality = Criticality.NORMAL

@@ -8,6 +8,7 @@ steps:
 1. The attempt is recorded, with what the fence will take away, before anything is paused.
 2. All router instances pause, and the fence goes up: from here on nobody reaches either side.
 3. The stream applies all up to a marker that was written behind the fence: both sides are equal.
+   To know that, what was written since the last comparison is compared again.
 4. Still paused, one transaction in the target takes the attempt's row, the alias files are
    rewritten and loaded, and ``flipped_at``, the phase and the right of the tenant's role to log in
    are committed. **That commit is the decision.** Before it nobody gets into the target as the
@@ -43,6 +44,7 @@ from tenantferry.moves.move import Move
 from tenantferry.moves.partitions import check_partitions
 from tenantferry.moves.pausing import OnStep, Pause, ignore, measure_steps, write_pause
 from tenantferry.moves.readiness import Readiness, get_ready
+from tenantferry.moves.recheck import recheck, recheck_sessions
 from tenantferry.moves.sessions import exclusive_step, open_source
 from tenantferry.reverse.marker import emit_grace
 from tenantferry.reverse.slot import check_reverse_slot
@@ -50,6 +52,7 @@ from tenantferry.schema.roles import set_role_login
 from tenantferry.schema.sequences import carry_sequences
 from tenantferry.stream.marker import emit_marker
 from tenantferry.traffic.fence import check_alone, describe_transactions, raise_fence
+from tenantferry.validation.alignment import Lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +107,19 @@ def _complete(move: Move, target: connection, on_step: OnStep) -> CutoverSummary
 def _hand_over(move: Move, target: connection, on_step: OnStep) -> None:
     with open_source(move.source, purpose=f"cutover {move.tenant.key}") as source:
         readiness = get_ready(move, source, target)
-        with write_pause(
-            move,
-            Direction.FORWARD,
-            source=source,
-            target=target,
-            fence=readiness.fence,
-            on_step=on_step,
-        ) as pause:
+        with (
+            recheck_sessions(move) as lane,
+            write_pause(
+                move,
+                Direction.FORWARD,
+                source=source,
+                target=target,
+                fence=readiness.fence,
+                on_step=on_step,
+            ) as pause,
+        ):
             cut = _Cutover(move, pause, source=source, target=target, readiness=readiness)
-            cut.run(on_step)
+            cut.run(lane, on_step)
 
 
 class _Cutover:
@@ -128,11 +134,16 @@ class _Cutover:
         target: connection,
         readiness: Readiness,
     ) -> None:
-        self._tenant, self._pause, self._readiness = move.tenant, pause, readiness
+        self._move, self._tenant = move, move.tenant
+        self._pause, self._readiness = pause, readiness
         self._source, self._target = source, target
 
-    def run(self, on_step: OnStep) -> None:
-        """Pause, move, resume."""
+    def run(self, lane: Lane, on_step: OnStep) -> None:
+        """
+        Pause, move, resume.
+
+        :param lane: compares what was written last.
+        """
         pause, source = self._pause, self._source
         pause.begin(Phase.CUTTING_OVER, taken=self._readiness.fence.to_json())
         pause.hold_clients(lambda: describe_transactions(source))
@@ -140,6 +151,8 @@ class _Cutover:
         pause.record(PauseStep.FENCED)
         final_lsn = emit_marker(source, self._tenant, content="final")
         pause.drain(final_lsn)
+        recheck(self._move, lane, self._readiness)
+        pause.record(PauseStep.COMPARED)
         with self._target:
             sequences = carry_sequences(source, self._target, self._tenant)
         pause.record(PauseStep.SEQUENCES, sequences=sequences)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from psycopg2.extensions import connection
 
+from tenantferry.backfill.chunk import Chunk
 from tenantferry.connections import ConnectionParams
 from tenantferry.control.pauses import read_stored_fence
 from tenantferry.control.phases import IllegalPhaseError, Phase
@@ -19,7 +20,7 @@ from tenantferry.moves.lag import measure_lag
 from tenantferry.moves.move import Move
 from tenantferry.moves.partitions import find_unvalidated
 from tenantferry.moves.probe import look
-from tenantferry.moves.validate import validate_in_step
+from tenantferry.moves.validate import revalidate_in_step, validate_in_step
 from tenantferry.reverse.slot import ensure_reverse
 from tenantferry.schema.catalog import read_catalog, read_tables
 from tenantferry.schema.model import Table
@@ -33,8 +34,8 @@ from tenantferry.validation.running import load_chunks
 logger = logging.getLogger(__name__)
 
 _VALIDATED = """
-SELECT mismatches = 0 AND finished_at > clock_timestamp() - make_interval(secs => %s)
-FROM tenantferry.validations WHERE tenant = %s AND direction = 'forward'
+SELECT finished_at > clock_timestamp() - make_interval(secs => %s)
+FROM tenantferry.validations WHERE tenant = %s AND direction = 'forward' AND since IS NULL
 ORDER BY id DESC LIMIT 1
 """
 
@@ -47,11 +48,15 @@ class Readiness:
     :ivar fence: what the fence will take away.
     :ivar changes: what the alias will say; holds a password.
     :ivar tables: those that move.
+    :ivar chunks: of these tables.
+    :ivar compared_at_lsn: P at which both sides are known to be equal.
     """
 
     fence: Fence
     changes: dict[str, str]
     tables: tuple[Table, ...]
+    chunks: tuple[tuple[Chunk, Table], ...]
+    compared_at_lsn: int
 
 
 def get_ready(move: Move, source: connection, target: connection) -> Readiness:
@@ -78,7 +83,7 @@ def get_ready(move: Move, source: connection, target: connection) -> Readiness:
     with target:
         # A table may have been prepared after the others were copied, and a sequence made.
         tables = read_tables(source, tenant)
-        load_chunks(source, target, tenant, tables)
+        chunks = tuple(load_chunks(source, target, tenant, tables))
         ensure_tenant_sequences(source, target, tenant)
         changed = find_unvalidated(source, target, tenant, tables)
     if changed or not _is_validated(move, target):
@@ -92,9 +97,11 @@ def get_ready(move: Move, source: connection, target: connection) -> Readiness:
         # restarted in between reads alias files that point there already.
         with target:
             set_role_login(target, tenant.role, allowed=False)
+    compared = revalidate_in_step(target, move, tables, chunks)
     _check_lag(move)
     # Again: somebody may have been granted something meanwhile.
-    return Readiness(_plan_fence(move, source, target), changes, tables)
+    fence = _plan_fence(move, source, target)
+    return Readiness(fence, changes, tables, chunks, compared.position)
 
 
 def check_schema(

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from psycopg2.extensions import connection
 
+from tenantferry.backfill.chunk import Chunk
 from tenantferry.control.phases import AT_TARGET, IllegalPhaseError, Phase
 from tenantferry.control.registry import change_phase, check_owner, require_registration
 from tenantferry.control.streams import mark_copy_again
-from tenantferry.control.validations import read_latest_validation, record_partitions
+from tenantferry.control.touched import forget_touched
+from tenantferry.control.validations import (
+    read_latest_validation,
+    read_validated_partitions,
+    record_partitions,
+)
 from tenantferry.errors import CopyAgainError, PermanentError, TransientError
 from tenantferry.moves.backfill import copy_in_step
 from tenantferry.moves.former import settle_former
@@ -23,6 +29,7 @@ from tenantferry.schema.partitions import read_partition_state
 from tenantferry.validation.running import (
     TenantComparison,
     ValidationResult,
+    compare_again,
     compare_tenant,
     record_comparison,
 )
@@ -89,6 +96,35 @@ def validate_in_step(target: connection, move: Move, *, repair: bool = False) ->
             record_comparison(target, tenant, found, run_id=move.run_id)
         repair_in_step(target, move, tables, found.differing)
         found = _compare(target, move, tables)
+    return _conclude(target, move, found, partitions)
+
+
+def revalidate_in_step(
+    target: connection, move: Move, tables: Sequence[Table], chunks: Sequence[tuple[Chunk, Table]]
+) -> ValidationResult:
+    """
+    Compare what was written since a validated tenant was compared; all, where nobody knows.
+
+    :param target: the step's session, outside a transaction; this commits.
+    :raises MismatchError: if anything differs.
+    """
+    with target:
+        latest = read_latest_validation(target, move.tenant.key)
+        partitions = read_validated_partitions(target, move.tenant.key) or {}
+    if latest is None or latest.mismatches:
+        return validate_in_step(target, move)
+    found = compare_again(
+        move.source, move.target, move.tenant, tables, chunks, since=latest.position
+    )
+    if found is None:
+        return validate_in_step(target, move)
+    return _conclude(target, move, found, partitions)
+
+
+def _conclude(
+    target: connection, move: Move, found: TenantComparison, partitions: Mapping[str, str]
+) -> ValidationResult:
+    tenant = move.tenant
     matches = found.mismatches == 0
     with target:
         result = record_comparison(target, tenant, found, run_id=move.run_id)
@@ -103,6 +139,8 @@ def validate_in_step(target: connection, move: Move, *, repair: bool = False) ->
         )
         mark_copy_again(target, tenant.key, needed=not matches, repairable=bool(found.differing))
         record_partitions(target, result.validation_id, partitions)
+        if matches:
+            forget_touched(target, tenant.key, before=result.position)
     if not matches:
         raise MismatchError(
             f'source and target differ for tenant "{tenant.key}" in {result.mismatches} place(s)',

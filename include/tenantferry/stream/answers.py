@@ -22,7 +22,9 @@ from tenantferry.stream.failures import explain
 
 _REPORT = resources.files("tenantferry.stream").joinpath("answers.sql").read_text("utf-8")
 _ACKNOWLEDGE = (
-    "WITH answered AS (UPDATE tenantferry.streams SET acknowledged_id = %(id)s, state = %(state)s"
+    "WITH answered AS (UPDATE tenantferry.streams SET acknowledged_id = %(id)s, state = %(state)s,"
+    " touched_since = CASE WHEN %(state)s = 'holding' THEN coalesce(touched_since, position)"
+    " ELSE touched_since END"
     " WHERE tenant = %(tenant)s AND direction = 'forward' RETURNING tenant)"
     " SELECT pg_notify(%(channel)s, tenant) FROM answered"
 )

@@ -16,6 +16,7 @@ from tenantferry.stream.netchange import Changes
 from tenantferry.stream.partial import CopiedPart
 from tenantferry.stream.progress import Progress, Step
 from tenantferry.stream.relations import StreamedTable
+from tenantferry.stream.remembering import Memory
 from tenantferry.stream.scope import Scope
 from tenantferry.stream.staging import Stage, stage_changes
 
@@ -33,6 +34,7 @@ APPLY_SETTINGS = {
     "DateStyle": "ISO, YMD",
     "IntervalStyle": "postgres",
     "TimeZone": "UTC",
+    "lc_monetary": "C",
 }
 
 
@@ -44,6 +46,7 @@ class Applier:
         replication origin, outside a transaction. Every call commits or leaves a transaction open
         that closing undoes.
     :param copied: the part of the scope that is written to; ``None``: all of it.
+    :param memory: remembers what is written.
     :ivar position: P, durable.
     """
 
@@ -55,11 +58,13 @@ class Applier:
         *,
         position: int,
         copied: CopiedPart | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self._receiver = receiver
         self._scope = scope
         self._progress = progress
         self._copied = copied
+        self._memory = memory
         self._stages: dict[str, Stage] = {}
         self._in_transaction = False
         self._changes = 0
@@ -106,6 +111,11 @@ class Applier:
         except psycopg2.Error as error:
             raise explain(error, "move the position of the stream") from None
 
+    def remember(self) -> None:
+        """Remember from here on which rows are written."""
+        if self._memory is not None:
+            self._memory.begin()
+
     def _begin(self, cursor: cursor_type) -> None:
         if not self._in_transaction:
             cursor.execute("SET CONSTRAINTS ALL DEFERRED")
@@ -119,6 +129,8 @@ class Applier:
         stage = self._stage(cursor, table, set() if changes is None else changes.text_columns)
         merger = Merger(stage, self._scope)
         if changes is None:
+            if self._memory is not None:
+                self._memory.note_all(cursor, table, position=self.position)
             merger.delete_all(cursor)
             return
         staged = stage_changes(stage, changes)
@@ -130,6 +142,8 @@ class Applier:
         stage.is_filled = True
         if self._copied is not None:
             staged = self._copied.thin_out(cursor, stage, staged)
+        if self._memory is not None:
+            self._memory.note(cursor, stage, staged, position=self.position)
         merger.merge(cursor, staged)
 
     def _stage(self, cursor: cursor_type, table: StreamedTable, text_columns: set[int]) -> Stage:

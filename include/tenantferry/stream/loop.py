@@ -151,6 +151,9 @@ class Loop:
 
     def _answer(self, state: StreamState) -> None:
         self._state = state
+        if state is StreamState.HOLDING:
+            # Before anybody hears of it: a comparison begins here.
+            self._worker.remember()
         self._answers.acknowledge(self._order, state)
         self._answered_id = self._order.id
 

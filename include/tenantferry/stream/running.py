@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import psycopg2
 from psycopg2.extensions import connection
 
+from tenantferry.backfill.chunk import TEXT_SETTINGS
 from tenantferry.connections import ConnectionParams, open_connection
 from tenantferry.control.streams import (
     StreamCommand,
@@ -32,6 +33,7 @@ from tenantferry.stream.partial import CopiedPart, settle_part
 from tenantferry.stream.progress import TargetProgress
 from tenantferry.stream.reading import Reader
 from tenantferry.stream.relations import Relations, can_send_binary
+from tenantferry.stream.remembering import Memory
 from tenantferry.stream.scope import forward_scope
 from tenantferry.stream.takeover import settle_origin, take_slot, take_target
 from tenantferry.stream.walsender import Walsender
@@ -119,7 +121,8 @@ def _stream(
         )
         return stack.enter_context(closing(opened))
 
-    applying = open_target("", **APPLY_SETTINGS)
+    # Keys are remembered as text, spelled as whoever compares them spells it.
+    applying = open_target("", **{**TEXT_SETTINGS, **APPLY_SETTINGS})
     progress = take_target(applying, tenant)
     control = open_target(" control")
     # Only now: the session that was ended may have moved the position until its end.
@@ -147,7 +150,7 @@ def _stream(
     logger.info("stream starts tenant=%s position=%s", tenant.key, format_lsn(record.position))
     applying.autocommit = False
     worker = stack.enter_context(
-        closing(Worker(_make_applier(applying, tenant, record.position, copied), applying))
+        closing(Worker(_make_applier(applying, tenant, record, copied), applying))
     )
     loop = Loop(
         walsender=walsender,
@@ -167,14 +170,15 @@ def _stream(
 
 
 def _make_applier(
-    target: connection, tenant: Tenant, position: int, copied: CopiedPart | None
+    target: connection, tenant: Tenant, record: StreamRecord, copied: CopiedPart | None
 ) -> Applier:
     return Applier(
         target,
         forward_scope(tenant.id),
         TargetProgress(tenant),
-        position=position,
+        position=record.position,
         copied=copied,
+        memory=Memory(tenant.key, is_on=record.touched_since is not None),
     )
 
 

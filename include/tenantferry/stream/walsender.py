@@ -22,7 +22,8 @@ _KEEPALIVE_BODY = Struct("!QqB").unpack_from
 # Values that come as text must mean the same to the receiver.
 _TEXT_SETTINGS = (
     "SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres'; SET extra_float_digits = 1;"
-    " SET bytea_output = 'hex'; SET TimeZone = 'UTC'; SET search_path = pg_catalog"
+    " SET bytea_output = 'hex'; SET TimeZone = 'UTC'; SET lc_monetary = 'C';"
+    " SET search_path = pg_catalog"
 )
 _STATUS = Struct("!cQQQqB")
 _EPOCH_OFFSET_SECONDS = 946_684_800  # 2000-01-01

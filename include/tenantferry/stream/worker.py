@@ -52,6 +52,10 @@ class Worker:
         self.is_busy = True
         self._orders.put(order)
 
+    def remember(self) -> None:
+        """Remember from here on which rows are written; only when not busy."""
+        self._applier.remember()
+
     def collect(self) -> Done | None:
         """
         Return what was applied since the last call.

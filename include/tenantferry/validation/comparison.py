@@ -18,8 +18,8 @@ from tenantferry.control.validations import Difference
 from tenantferry.errors import TransientError
 from tenantferry.schema.model import Table
 from tenantferry.validation.alignment import Lane, View
-from tenantferry.validation.digest import read_digest
-from tenantferry.validation.rows import find_differences
+from tenantferry.validation.digest import RowSet, read_digest, rows_of_chunk
+from tenantferry.validation.rows import Side, find_differences
 
 # A person reads these; the total says how many more there are.
 MAX_NAMED = 20
@@ -99,25 +99,58 @@ def compare_chunk(
 
     :param helpers: one thread of it digests the target's side meanwhile.
     """
+    found = compare_rows(
+        lane,
+        rows_of_chunk(chunk, table, tenant_id=None),
+        rows_of_chunk(chunk, table, tenant_id=tenant_id),
+        helpers,
+    )
+    return ChunkComparison(
+        chunk, found.rows, found.target_rows, found.mismatches, found.differences
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RowComparison:
+    """
+    What rows of one table showed; see `ChunkComparison`.
+    """
+
+    rows: int
+    target_rows: int
+    mismatches: int
+    differences: tuple[Difference, ...]
+
+
+def compare_rows(
+    lane: Lane, source_rows: RowSet, target_rows: RowSet, helpers: ThreadPoolExecutor
+) -> RowComparison:
+    """
+    Compare rows of one table, and name those that differ.
+
+    :param helpers: one thread of it digests the target's side meanwhile.
+    """
+    label = source_rows.table.label
     try:
-        future = helpers.submit(read_digest, lane.target, chunk, table, tenant_id=tenant_id)
+        future = helpers.submit(read_digest, lane.target, target_rows)
         try:
-            ours = read_digest(lane.source, chunk, table, tenant_id=None)
+            ours = read_digest(lane.source, source_rows)
         finally:
             theirs = future.result()
         if ours == theirs:
-            return ChunkComparison(chunk, ours.rows, theirs.rows, 0, ())
-        rows = max(ours.rows, theirs.rows)
+            return RowComparison(ours.rows, theirs.rows, 0, ())
         found = find_differences(
-            lane.source, lane.target, chunk, table, tenant_id=tenant_id, rows=rows
+            Side(lane.source, source_rows),
+            Side(lane.target, target_rows),
+            count=max(ours.rows, theirs.rows),
         )
         named = tuple(islice(found, MAX_NAMED))
         mismatches = len(named) + sum(1 for _ in found)
     except psycopg2.Error as error:
-        raise describe_failure(error, doing=f'compare table "{chunk.label}"') from None
+        raise describe_failure(error, doing=f'compare table "{label}"') from None
     if not mismatches:
         raise TransientError(
-            f'could not tell whether chunk {chunk.number} of table "{chunk.label}" matches',
-            detail="Its digests differ, but none of its rows does.",
+            f'could not tell whether rows of table "{label}" match',
+            detail="Their digests differ, but none of the rows does.",
         )
-    return ChunkComparison(chunk, ours.rows, theirs.rows, mismatches, named)
+    return RowComparison(ours.rows, theirs.rows, mismatches, named)

@@ -1,4 +1,4 @@
-"""Count and digest the rows of a chunk inside Postgres."""
+"""Count and digest rows of one table inside Postgres."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HASH_SUMS = sql.SQL(
 )
 # OFFSET 0 keeps the planner from computing each row's md5 once per half.
 _DIGEST = sql.SQL(
-    "SELECT {sums} FROM (SELECT {md5} AS h FROM {table} AS r WHERE {condition} OFFSET 0) AS hashed"
+    "SELECT {sums} FROM (SELECT {md5} AS h FROM {relation} WHERE {condition} OFFSET 0) AS hashed"
 )
 # The text of a row tells NULL from an empty string, 1.0 from 1.00 and -0 from 0. It needs the
 # same output settings on both sides.
@@ -32,7 +32,7 @@ _MD5 = sql.SQL("md5(ROW({columns})::pg_catalog.text)")
 @dataclass(frozen=True, slots=True)
 class Digest:
     """
-    What two chunks with the same rows have in common.
+    What two sets of the same rows have in common.
 
     :ivar high: sum of the upper 64 bits of each row's hash, as signed numbers.
     :ivar low: the same of the lower ones.
@@ -43,42 +43,62 @@ class Digest:
     low: int
 
 
-def read_digest(
-    session: connection, chunk: Chunk, table: Table, *, tenant_id: UUID | None
-) -> Digest:
+@dataclass(frozen=True, slots=True)
+class RowSet:
     """
-    Digest the rows of a chunk.
+    Rows of one table, on one side.
 
-    :param session: transaction with `TEXT_SETTINGS`; only read.
+    :ivar key: names of the columns that tell them apart; may be none.
+    :ivar relation: what stands behind ``FROM``; it calls each row *r*.
+    :ivar condition: which of these rows are meant.
+    """
+
+    table: Table
+    key: tuple[str, ...]
+    relation: sql.Composable
+    condition: sql.Composable
+
+
+def rows_of_chunk(chunk: Chunk, table: Table, *, tenant_id: UUID | None) -> RowSet:
+    """
+    Return the rows of a chunk.
+
     :param tenant_id: whose rows, in the target; ``None`` on the source.
     """
+    key = tuple(column.name for column in chunk.key_columns)
+    relation = sql.SQL("{} AS r").format(own_rows(table))
+    in_chunk = chunk_predicate(chunk, alias="r")
+    condition = sql.SQL("{} AND {}").format(of_tenant(tenant_id), in_chunk)
+    return RowSet(table, key, relation, condition)
+
+
+def of_tenant(tenant_id: UUID | None) -> sql.Composable:
+    """Build the condition that a row *r* is a tenant's; on a source, ``None``, every row is."""
+    if tenant_id is None:
+        return sql.SQL("true")
+    return sql.SQL("r.tenant_id = {}::pg_catalog.uuid").format(sql.Literal(str(tenant_id)))
+
+
+def read_digest(session: connection, rows: RowSet) -> Digest:
+    """
+    Digest rows.
+
+    :param session: transaction with `TEXT_SETTINGS`; only read.
+    """
     with session.cursor() as cursor:
-        cursor.execute(digest_query(chunk, table, tenant_id=tenant_id))
-        rows, high, low = cursor.fetchone() or (0, "0", "0")
-    return Digest(rows, int(high), int(low))
-
-
-def digest_query(chunk: Chunk, table: Table, *, tenant_id: UUID | None) -> sql.Composed:
-    """Build the query that digests a chunk."""
-    return _DIGEST.format(
-        sums=HASH_SUMS,
-        md5=row_hash(table),
-        table=own_rows(table),
-        condition=row_condition(chunk, tenant_id=tenant_id),
-    )
+        cursor.execute(
+            _DIGEST.format(
+                sums=HASH_SUMS,
+                md5=row_hash(rows.table),
+                relation=rows.relation,
+                condition=rows.condition,
+            )
+        )
+        count, high, low = cursor.fetchone() or (0, "0", "0")
+    return Digest(count, int(high), int(low))
 
 
 def row_hash(table: Table) -> sql.Composed:
     """Build the hash of a row *r*: every column of the source, generated ones too."""
     columns = (sql.Identifier("r", column.name) for column in table.columns)
     return _MD5.format(columns=sql.SQL(", ").join(columns))
-
-
-def row_condition(chunk: Chunk, *, tenant_id: UUID | None) -> sql.Composed:
-    """Build the condition that a row *r* belongs to the chunk, and in the target to the tenant."""
-    in_chunk = chunk_predicate(chunk, alias="r")
-    if tenant_id is None:
-        return in_chunk
-    return sql.SQL("r.tenant_id = {}::pg_catalog.uuid AND {}").format(
-        sql.Literal(str(tenant_id)), in_chunk
-    )

@@ -1,5 +1,5 @@
 """
-Find the rows in which two chunks differ.
+Find the rows in which two sides differ.
 
 First each side adds up its rows by the first digits of a hash of their keys, and only the buckets
 in which the sums differ are looked at any further. So a wrong row is found without moving, or
@@ -12,16 +12,12 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeAlias
-from uuid import UUID
 
 from psycopg2 import sql
 from psycopg2.extensions import connection
 
-from tenantferry.backfill.chunk import Chunk
 from tenantferry.control.validations import Difference, MismatchKind
-from tenantferry.schema.model import Table
-from tenantferry.schema.own_rows import own_rows
-from tenantferry.validation.digest import HASH_SUMS, row_condition, row_hash
+from tenantferry.validation.digest import HASH_SUMS, RowSet, row_hash
 
 # By the digits of a bucket: what `HASH_SUMS` says.
 Sums: TypeAlias = Mapping[str, tuple[object, ...]]
@@ -33,13 +29,16 @@ BUCKET_ROWS = 500
 MAX_DIGITS = 4
 
 _BUCKETS = sql.SQL(
-    "SELECT {bucket}, {sums} FROM (SELECT {place} AS place, {hash} AS h FROM {table} AS r"
+    "SELECT {bucket}, {sums} FROM (SELECT {place} AS place, {hash} AS h FROM {relation}"
     " WHERE {condition} OFFSET 0) AS hashed GROUP BY 1"
 )
 _BUCKET = sql.SQL("left({place}, {digits})")
 _PLACE = sql.SQL("md5(ROW({key})::pg_catalog.text)")
 # Ordered by the bytes of the key's text: the one order that both servers and Python share.
-_ROWS = sql.SQL("SELECT {texts}{hash} AS h FROM {table} AS r WHERE {condition} ORDER BY {order}h")
+_ROWS = sql.SQL(
+    "SELECT {texts}{hash} AS h FROM {relation}"
+    " WHERE {condition} AND {bucket} = ANY ({wanted}::pg_catalog.text[]) ORDER BY {order}h"
+)
 _DETAILS = {
     MismatchKind.MISSING: "it is in the source and not in the target.",
     MismatchKind.EXTRA: "it is in the target and not in the source.",
@@ -67,7 +66,7 @@ class HashedRow:
 @dataclass(frozen=True, slots=True)
 class Buckets:
     """
-    Some of the rows of a chunk: those whose hashed key begins with one of these digits.
+    Some of the rows: those whose hashed key begins with one of these digits.
 
     :ivar digits: how many hexadecimal digits tell a bucket; 0: there is one, with all rows.
     """
@@ -76,33 +75,77 @@ class Buckets:
     wanted: frozenset[str]
 
 
-def find_differences(
-    source: connection,
-    target: connection,
-    chunk: Chunk,
-    table: Table,
-    *,
-    tenant_id: UUID,
-    rows: int,
-) -> Iterator[Difference]:
+@dataclass(frozen=True, slots=True)
+class Side:
     """
-    Yield every row in which the two sides of a chunk differ.
+    Rows to be compared with those of another side.
 
-    :param source: transaction with `TEXT_SETTINGS`; only read.
-    :param target: transaction with `TEXT_SETTINGS`; only read.
-    :param rows: about how many there are.
+    :ivar session: transaction with `TEXT_SETTINGS`; only read.
     """
-    names = [column.name for column in chunk.key_columns]
-    sides = _Side(source, chunk, table, None), _Side(target, chunk, table, tenant_id)
-    buckets = find_buckets(*(side.sum_buckets(choose_digits(rows)) for side in sides))
+
+    session: connection
+    rows: RowSet
+
+    def sum_buckets(self, digits: int) -> Sums:
+        """Add up the rows by the first digits of the hash of their keys."""
+        query = _BUCKETS.format(
+            bucket=_BUCKET.format(place=sql.Identifier("place"), digits=sql.Literal(digits)),
+            sums=HASH_SUMS,
+            place=self._place(),
+            hash=row_hash(self.rows.table),
+            relation=self.rows.relation,
+            condition=self.rows.condition,
+        )
+        with self.session.cursor() as cursor:
+            cursor.execute(query)
+            return {place: tuple(sums) for place, *sums in cursor}
+
+    def read_rows(self, buckets: Buckets) -> Generator[HashedRow, None, None]:
+        """Yield the rows of some buckets in `HashedRow.order`."""
+        texts = [sql.SQL("{}::pg_catalog.text").format(name) for name in self._key()]
+        query = _ROWS.format(
+            texts=sql.Composed([sql.SQL("{}, ").format(text) for text in texts]),
+            hash=row_hash(self.rows.table),
+            relation=self.rows.relation,
+            condition=self.rows.condition,
+            bucket=_BUCKET.format(place=self._place(), digits=sql.Literal(buckets.digits)),
+            wanted=sql.Literal(sorted(buckets.wanted)),
+            order=sql.Composed([sql.SQL("convert_to({}, 'UTF8'), ").format(t) for t in texts]),
+        )
+        # A cursor of the server: the rows never stand in our memory together.
+        with self.session.cursor("tenantferry_rows") as cursor:
+            cursor.itersize = FETCH_ROWS
+            cursor.execute(query)
+            for *key, digest in cursor:
+                yield HashedRow(tuple(key), digest)
+
+    def _key(self) -> list[sql.Identifier]:
+        return [sql.Identifier("r", name) for name in self.rows.key]
+
+    def _place(self) -> sql.Composed:
+        """Build what tells the bucket of a row; without a key it is told by its hash."""
+        if not self.rows.key:
+            return row_hash(self.rows.table)
+        return _PLACE.format(key=sql.SQL(", ").join(self._key()))
+
+
+def find_differences(source: Side, target: Side, *, count: int) -> Iterator[Difference]:
+    """
+    Yield every row in which two sides differ.
+
+    :param count: about how many rows there are.
+    """
+    digits = choose_digits(count)
+    buckets = find_buckets(source.sum_buckets(digits), target.sum_buckets(digits))
+    table, names = source.rows.table, source.rows.key
     with (
-        closing(sides[0].read_rows(buckets)) as ours,
-        closing(sides[1].read_rows(buckets)) as theirs,
+        closing(source.read_rows(buckets)) as ours,
+        closing(target.read_rows(buckets)) as theirs,
     ):
         for kind, row in merge_rows(ours, theirs):
             row_key = ", ".join(f"{name}={text}" for name, text in zip(names, row.key, strict=True))
             detail = _DETAILS[kind] if row_key else f"{_DETAILS[kind]} The row's md5 is {row.hash}."
-            yield Difference(chunk.schema, chunk.table, kind, row_key or None, detail)
+            yield Difference(table.schema, table.name, kind, row_key or None, detail)
 
 
 def choose_digits(rows: int) -> int:
@@ -149,62 +192,3 @@ def merge_rows(
             if our.hash != their.hash:
                 yield MismatchKind.DIFFERENT, our
             our, their = next(ours, None), next(theirs, None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Side:
-    session: connection
-    chunk: Chunk
-    table: Table
-    tenant_id: UUID | None
-
-    def sum_buckets(self, digits: int) -> Sums:
-        query = _BUCKETS.format(
-            bucket=_BUCKET.format(place=sql.Identifier("place"), digits=sql.Literal(digits)),
-            sums=HASH_SUMS,
-            place=self._place(),
-            hash=row_hash(self.table),
-            table=own_rows(self.table),
-            condition=row_condition(self.chunk, tenant_id=self.tenant_id),
-        )
-        with self.session.cursor() as cursor:
-            cursor.execute(query)
-            return {place: tuple(sums) for place, *sums in cursor}
-
-    def read_rows(self, buckets: Buckets) -> Generator[HashedRow, None, None]:
-        names = self._key()
-        query = _ROWS.format(
-            texts=sql.Composed([sql.SQL("{}::pg_catalog.text, ").format(name) for name in names]),
-            hash=row_hash(self.table),
-            table=own_rows(self.table),
-            condition=self._condition(buckets),
-            order=sql.Composed(
-                [
-                    sql.SQL("convert_to({}::pg_catalog.text, 'UTF8'), ").format(name)
-                    for name in names
-                ]
-            ),
-        )
-        # A cursor of the server: the rows of a chunk never stand in our memory together.
-        with self.session.cursor("tenantferry_rows") as cursor:
-            cursor.itersize = FETCH_ROWS
-            cursor.execute(query)
-            for *key, digest in cursor:
-                yield HashedRow(tuple(key), digest)
-
-    def _condition(self, buckets: Buckets) -> sql.Composed:
-        in_chunk = row_condition(self.chunk, tenant_id=self.tenant_id)
-        return sql.SQL("{} AND {} = ANY ({}::pg_catalog.text[])").format(
-            in_chunk,
-            _BUCKET.format(place=self._place(), digits=sql.Literal(buckets.digits)),
-            sql.Literal(sorted(buckets.wanted)),
-        )
-
-    def _key(self) -> list[sql.Identifier]:
-        return [sql.Identifier("r", column.name) for column in self.chunk.key_columns]
-
-    def _place(self) -> sql.Composed:
-        """Build what tells the bucket of a row; without a key it is told by its hash."""
-        if not self.chunk.key_columns:
-            return row_hash(self.table)
-        return _PLACE.format(key=sql.SQL(", ").join(self._key()))

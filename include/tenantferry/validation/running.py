@@ -18,6 +18,7 @@ from tenantferry.backfill.planning import read_key_columns
 from tenantferry.connections import ConnectionParams, open_connection
 from tenantferry.control.chunks import ChunkRecord, read_chunks
 from tenantferry.control.direction import Direction
+from tenantferry.control.touched import read_touched
 from tenantferry.control.validations import (
     Difference,
     ValidationResult,
@@ -30,10 +31,12 @@ from tenantferry.validation.alignment import View, aligned_view
 from tenantferry.validation.comparison import MAX_NAMED, ChunkComparison, compare_chunks
 from tenantferry.validation.isolation import probe_isolation
 from tenantferry.validation.references import find_orphans
+from tenantferry.validation.touched import compare_touched
 
 __all__ = [
     "TenantComparison",
     "ValidationResult",
+    "compare_again",
     "compare_tenant",
     "compare_view",
     "load_chunks",
@@ -52,6 +55,7 @@ class TenantComparison:
     :ivar rows: of the source.
     :ivar differences: the first of *mismatches*.
     :ivar differing: the chunks whose rows differ.
+    :ivar since: only what was written since this position was compared; ``None``: everything.
     """
 
     direction: Direction
@@ -63,6 +67,7 @@ class TenantComparison:
     mismatches: int
     differences: tuple[Difference, ...]
     differing: tuple[Chunk, ...]
+    since: int | None = None
 
 
 def compare_tenant(
@@ -130,6 +135,54 @@ def compare_tenant(
     return found
 
 
+def compare_again(
+    source_params: ConnectionParams,
+    target_params: ConnectionParams,
+    tenant: Tenant,
+    tables: Sequence[Table],
+    chunks: Sequence[tuple[Chunk, Table]],
+    *,
+    since: int,
+) -> TenantComparison | None:
+    """
+    Compare at one position what a forward stream has written since another one.
+
+    :param since: P at which everything was compared, and was equal.
+    :return: ``None`` if nobody knows what was written.
+    :raises TransientError: if it could not be told, e.g. because the stream does not answer.
+    """
+    started_at = datetime.now(UTC)
+    try:
+        with aligned_view(source_params, target_params, tenant, lanes=1) as view:
+            (lane,) = view.lanes
+            touched = read_touched(lane.target, tenant.key, since=since)
+            if touched is None:
+                return None
+            found = compare_touched(lane, touched, tables, chunks, tenant_id=tenant.id)
+    except psycopg2.Error as error:
+        raise describe_failure(error, doing=f'validate tenant "{tenant.key}"') from None
+    logger.info(
+        "validated again tenant=%s tables=%s chunks=%s rows=%s mismatches=%s",
+        tenant.key,
+        found.tables,
+        found.chunks,
+        found.rows,
+        found.mismatches,
+    )
+    return TenantComparison(
+        direction=Direction.FORWARD,
+        position=view.position,
+        started_at=started_at,
+        tables=found.tables,
+        chunks=found.chunks,
+        rows=found.rows,
+        mismatches=found.mismatches,
+        differences=found.differences,
+        differing=found.differing,
+        since=since,
+    )
+
+
 def record_comparison(
     target: connection, tenant: Tenant, found: TenantComparison, *, run_id: str | None
 ) -> ValidationResult:
@@ -150,6 +203,7 @@ def record_comparison(
         mismatches=found.mismatches,
         differences=found.differences,
         direction=found.direction,
+        since=found.since,
     )
 
 

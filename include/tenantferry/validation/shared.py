@@ -11,7 +11,7 @@ from tenantferry.fleet import TableKind, Tenant
 from tenantferry.schema.database import Catalog
 from tenantferry.schema.findings import Finding, error, ok
 from tenantferry.schema.model import Table
-from tenantferry.validation.digest import read_digest
+from tenantferry.validation.digest import read_digest, rows_of_chunk
 
 
 def compare_shared_tables(
@@ -44,8 +44,8 @@ def compare_shared_tables(
     ):
         for table in comparable:
             whole = Chunk(table.schema, table.name, 1, (), None, None, table.estimated_rows)
-            expected = read_digest(source, whole, table, tenant_id=None)
-            actual = read_digest(target, whole, table, tenant_id=None)
+            rows = rows_of_chunk(whole, table, tenant_id=None)
+            expected, actual = read_digest(source, rows), read_digest(target, rows)
             if actual == expected:
                 yield ok("shared table", table.label, f"All {expected.rows} rows are the same.")
             else:

@@ -1,0 +1,207 @@
+"""A cutover compares again what was written since the validation, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from typing import Any
+
+import psycopg2
+import pytest
+
+from move_stage import Stage, rows
+from tenantferry.connections import open_connection
+from tenantferry.control.phases import Phase
+from tenantferry.control.touched import Touched, read_touched
+from tenantferry.control.validations import read_latest_validation
+from tenantferry.errors import TransientError
+from tenantferry.local.postgres import PostgresServer
+from tenantferry.moves.cutover import cutover
+from tenantferry.moves.lag import measure_lag
+from tenantferry.moves.move import Move
+from tenantferry.moves.validate import MismatchError, validate
+from tenantferry.stream import remembering
+
+LOOKS = "SELECT since IS NULL, tables, chunks, rows, mismatches FROM tenantferry.validations"
+
+
+def write(stage: Stage, *statements: str) -> None:
+    """Let the application write on the source, and wait until the target has it."""
+    for statement in statements:
+        stage.ask(f"{statement} RETURNING 1" if "TRUNCATE" not in statement else statement)
+    measure_lag(stage.move)
+
+
+def touched_rows(stage: Stage) -> list[Touched]:
+    latest = read_latest_validation(stage.target, "acme")
+    assert latest is not None
+    found = read_touched(stage.target, "acme", since=latest.position)
+    assert found is not None
+    return list(found)
+
+
+def with_tenant(move: Move, **changes: Any) -> Move:
+    return replace(move, tenant=move.tenant.model_copy(update=changes))
+
+
+def at(step: str, act: Callable[[], object]) -> Callable[[str], None]:
+    return lambda reached: act() if reached == step else None  # type: ignore[return-value]
+
+
+def attempts(stage: Stage) -> list[tuple[object, ...]]:
+    return rows(
+        stage.target,
+        "SELECT compared_at IS NOT NULL, undone_at IS NOT NULL, undo_reason"
+        " FROM tenantferry.write_pauses ORDER BY id",
+    )
+
+
+def test_the_stream_remembers_the_keys_that_it_writes(stage: Stage) -> None:
+    write(
+        stage,
+        "UPDATE counted SET note = 'changed' WHERE id = 2",
+        "UPDATE counted SET id = 30 WHERE id = 3",
+        "DELETE FROM counted WHERE id = 4",
+        "INSERT INTO written VALUES (7)",
+    )
+
+    assert touched_rows(stage) == [
+        Touched("public", "counted", ("id",), (("2",), ("3",), ("30",), ("4",))),
+        Touched("public", "written", ("id",), (("7",),)),
+    ]
+
+
+def test_the_stream_remembers_a_table_as_a_whole_when_it_was_truncated(stage: Stage) -> None:
+    write(stage, "INSERT INTO written VALUES (7)", "TRUNCATE written")
+
+    assert touched_rows(stage) == [Touched("public", "written", (), ())]
+
+
+def test_the_stream_remembers_a_table_as_a_whole_when_much_of_it_is_written(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remembering, "MAX_KEYS", 2)
+
+    write(stage, "INSERT INTO written VALUES (1), (2)", "INSERT INTO written VALUES (3), (4)")
+
+    assert touched_rows(stage) == [Touched("public", "written", (), ())]
+    # From the next comparison on single rows count again.
+    validate(stage.move)
+    write(stage, "INSERT INTO written VALUES (5)")
+    assert touched_rows(stage) == [Touched("public", "written", ("id",), (("5",),))]
+
+
+def test_a_validation_forgets_what_was_written_before_it(stage: Stage) -> None:
+    write(stage, "INSERT INTO written VALUES (7)")
+
+    validate(stage.move)
+
+    assert touched_rows(stage) == []
+    assert rows(stage.target, "SELECT count(*) FROM tenantferry.touched") == [(0,)]
+
+
+def test_a_validation_that_fails_forgets_nothing(stage: Stage) -> None:
+    write(stage, "INSERT INTO written VALUES (7)")
+    rows(stage.target, "UPDATE public.counted SET note = 'by hand' WHERE id = 1")
+
+    with pytest.raises(MismatchError):
+        validate(stage.move)
+
+    assert rows(stage.target, "SELECT keys FROM tenantferry.touched") == [(["7"],)]
+
+
+def test_cutover_compares_what_was_written_since_the_validation(stage: Stage) -> None:
+    write(
+        stage,
+        "UPDATE counted SET id = 30 WHERE id = 3",
+        "INSERT INTO written SELECT generate_series(1, 5)",
+    )
+
+    cutover(stage.move)
+
+    # Two keys, of which one is gone, and five; the pause itself records no validation.
+    assert rows(stage.target, f"{LOOKS} ORDER BY id") == [(True, 2, 2, 9, 0), (False, 2, 0, 6, 0)]
+    assert attempts(stage) == [(True, False, None)]
+    assert rows(stage.target, "SELECT count(*) FROM tenantferry.touched") == [(0,)]
+
+
+def test_cutover_compares_a_table_as_a_whole_where_any_row_may_have_been_written(
+    stage: Stage,
+) -> None:
+    write(stage, "TRUNCATE counted", "INSERT INTO counted (note) VALUES ('first')")
+
+    cutover(stage.move)
+
+    assert rows(stage.target, f"{LOOKS} ORDER BY id DESC LIMIT 1") == [(False, 1, 1, 1, 0)]
+
+
+def test_cutover_pauses_nobody_when_a_row_went_wrong_since_the_validation(stage: Stage) -> None:
+    write(stage, "UPDATE counted SET note = 'changed' WHERE id = 2")
+    rows(stage.target, "UPDATE public.counted SET note = 'applied wrongly' WHERE id = 2")
+
+    with pytest.raises(MismatchError, match="id=2"):
+        cutover(stage.move)
+
+    assert stage.phase() == Phase.STREAMING
+    assert attempts(stage) == []
+
+
+def test_cutover_undoes_itself_when_the_last_rows_went_wrong(stage: Stage) -> None:
+    def write_last() -> None:
+        write(stage, "INSERT INTO written VALUES (7), (8)")
+
+    def go_wrong() -> None:
+        rows(stage.target, "DELETE FROM public.written WHERE id = 8")
+
+    def act(step: str) -> None:
+        at("prepared", write_last)(step)
+        at("drained", go_wrong)(step)
+
+    with pytest.raises(MismatchError, match="id=8"):
+        cutover(stage.move, on_step=act)
+
+    [(compared, undone, reason)] = attempts(stage)
+    assert (compared, undone) == (False, True)
+    assert "written last" in str(reason)
+    assert stage.phase() == Phase.VALIDATED
+    # What the attempt found is found again, before anybody is paused.
+    with pytest.raises(MismatchError, match="id=8"):
+        cutover(stage.move)
+    assert len(attempts(stage)) == 1
+
+
+def test_cutover_undoes_itself_when_comparing_the_last_rows_takes_too_long(
+    stage: Stage, target_server: PostgresServer
+) -> None:
+    superuser = target_server.superuser.with_database(stage.move.target.database)
+    with ExitStack() as stack:
+
+        def be_in_the_way() -> None:
+            opened = stack.enter_context(closing(open_connection(superuser, purpose="test")))
+            rows(opened, "LOCK TABLE public.written")
+
+        def act(step: str) -> None:
+            at("prepared", lambda: write(stage, "INSERT INTO written VALUES (7)"))(step)
+            at("drained", be_in_the_way)(step)
+
+        with pytest.raises(TransientError, match=r"recheck_seconds is 0\.2"):
+            cutover(with_tenant(stage.move, recheck_seconds=0.2), on_step=act)
+
+    assert attempts(stage)[0][:2] == (False, True)
+    assert stage.phase() == Phase.VALIDATED
+    assert stage.ask("SELECT id FROM written") == [(7,)]
+
+
+def test_without_remembering_a_row_that_goes_wrong_goes_live(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remembering.Memory, "note", lambda *_, **__: None)
+    write(stage, "UPDATE counted SET note = 'changed' WHERE id = 2")
+    rows(stage.target, "UPDATE public.counted SET note = 'applied wrongly' WHERE id = 2")
+
+    cutover(stage.move)
+
+    with pytest.raises(psycopg2.Error):
+        rows(stage.source, "SELECT 1 / count(*) FROM public.counted WHERE note = 'applied wrongly'")
+    assert stage.ask("SELECT note FROM counted WHERE id = 2") == [("applied wrongly",)]
