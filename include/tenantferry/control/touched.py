@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from psycopg2.extensions import connection
@@ -44,6 +45,11 @@ class Touched:
     def __str__(self) -> str:
         rows = "any row" if self.is_whole else f"{len(self.keys)} row(s)"
         return f'{rows} of table "{self.schema}.{self.table}"'
+
+    @property
+    def size(self) -> float:
+        """How many rows may have been written."""
+        return math.inf if self.is_whole else len(self.keys)
 
     @property
     def is_whole(self) -> bool:

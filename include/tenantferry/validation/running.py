@@ -45,6 +45,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+# The stream stands still until the source gives a snapshot, and somebody is about to cut over.
+AGAIN_SLOT_TIMEOUT_SECONDS = 10.0
+
 
 @dataclass(frozen=True, slots=True)
 class TenantComparison:
@@ -153,7 +156,13 @@ def compare_again(
     """
     started_at = datetime.now(UTC)
     try:
-        with aligned_view(source_params, target_params, tenant, lanes=1) as view:
+        with aligned_view(
+            source_params,
+            target_params,
+            tenant,
+            lanes=1,
+            slot_timeout_seconds=AGAIN_SLOT_TIMEOUT_SECONDS,
+        ) as view:
             (lane,) = view.lanes
             touched = read_touched(lane.target, tenant.key, since=since)
             if touched is None:
