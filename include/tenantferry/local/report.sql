@@ -26,12 +26,15 @@ LEFT JOIN (
     FROM tenantferry.rounds WHERE finished_at IS NOT NULL GROUP BY tenant
 ) AS r USING (tenant)
 LEFT JOIN tenantferry.streams AS s ON s.tenant = t.tenant AND s.direction = 'forward'
--- The last one counts: it is what the cutover relied on.
+-- The last one of everything, and what was found since: both are what the cutover relied on.
 LEFT JOIN LATERAL (
-    SELECT tables, chunks, rows, mismatches,
-           extract(epoch FROM finished_at - started_at)::double precision AS seconds
-    FROM tenantferry.validations
-    WHERE tenant = t.tenant AND direction = 'forward' ORDER BY id DESC LIMIT 1
+    SELECT tables, chunks, rows,
+           extract(epoch FROM finished_at - started_at)::double precision AS seconds,
+           (SELECT sum(mismatches) FROM tenantferry.validations
+            WHERE tenant = t.tenant AND direction = 'forward' AND id >= whole.id)::bigint
+               AS mismatches
+    FROM tenantferry.validations AS whole
+    WHERE tenant = t.tenant AND direction = 'forward' AND since IS NULL ORDER BY id DESC LIMIT 1
 ) AS v ON true
 -- As a client feels it: from the moment we began to pause, not from when the last one was paused.
 LEFT JOIN LATERAL (

@@ -44,7 +44,7 @@ from tenantferry.moves.move import Move
 from tenantferry.moves.partitions import check_partitions
 from tenantferry.moves.pausing import OnStep, Pause, ignore, measure_steps, write_pause
 from tenantferry.moves.readiness import Readiness, get_ready
-from tenantferry.moves.recheck import recheck, recheck_sessions
+from tenantferry.moves.recheck import ready_to_recheck, recheck
 from tenantferry.moves.sessions import exclusive_step, open_source
 from tenantferry.reverse.marker import emit_grace
 from tenantferry.reverse.slot import check_reverse_slot
@@ -52,7 +52,7 @@ from tenantferry.schema.roles import set_role_login
 from tenantferry.schema.sequences import carry_sequences
 from tenantferry.stream.marker import emit_marker
 from tenantferry.traffic.fence import check_alone, describe_transactions, raise_fence
-from tenantferry.validation.alignment import Lane
+from tenantferry.validation.touched import Recheck
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def _hand_over(move: Move, target: connection, on_step: OnStep) -> None:
     with open_source(move.source, purpose=f"cutover {move.tenant.key}") as source:
         readiness = get_ready(move, source, target)
         with (
-            recheck_sessions(move) as lane,
+            ready_to_recheck(move, readiness) as ready,
             write_pause(
                 move,
                 Direction.FORWARD,
@@ -119,7 +119,7 @@ def _hand_over(move: Move, target: connection, on_step: OnStep) -> None:
             ) as pause,
         ):
             cut = _Cutover(move, pause, source=source, target=target, readiness=readiness)
-            cut.run(lane, on_step)
+            cut.run(ready, on_step)
 
 
 class _Cutover:
@@ -138,11 +138,11 @@ class _Cutover:
         self._pause, self._readiness = pause, readiness
         self._source, self._target = source, target
 
-    def run(self, lane: Lane, on_step: OnStep) -> None:
+    def run(self, ready: Recheck, on_step: OnStep) -> None:
         """
         Pause, move, resume.
 
-        :param lane: compares what was written last.
+        :param ready: compares what was written last.
         """
         pause, source = self._pause, self._source
         pause.begin(Phase.CUTTING_OVER, taken=self._readiness.fence.to_json())
@@ -151,7 +151,7 @@ class _Cutover:
         pause.record(PauseStep.FENCED)
         final_lsn = emit_marker(source, self._tenant, content="final")
         pause.drain(final_lsn)
-        recheck(self._move, lane, self._readiness)
+        recheck(self._move, self._target, ready, since=self._readiness.compared_at_lsn)
         pause.record(PauseStep.COMPARED)
         with self._target:
             sequences = carry_sequences(source, self._target, self._tenant)

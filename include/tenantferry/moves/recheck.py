@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-import psycopg2
+from psycopg2.extensions import connection
 
 from tenantferry.backfill.chunk import TEXT_SETTINGS
-from tenantferry.backfill.failures import describe_failure
 from tenantferry.connections import open_connection
 from tenantferry.control.touched import read_touched
 from tenantferry.errors import TransientError
@@ -21,12 +20,12 @@ from tenantferry.moves.move import Move
 from tenantferry.moves.readiness import Readiness
 from tenantferry.moves.validate import MismatchError
 from tenantferry.validation.alignment import Lane
-from tenantferry.validation.touched import compare_touched
+from tenantferry.validation.touched import Recheck
 
 
 @contextmanager
-def recheck_sessions(move: Move) -> Iterator[Lane]:
-    """Open a session on each side, before anybody waits."""
+def ready_to_recheck(move: Move, readiness: Readiness) -> Iterator[Recheck]:
+    """Open a session on each side and learn the tables, before anybody waits."""
     settings = {
         **TEXT_SETTINGS,
         "statement_timeout": f"{move.tenant.recheck_seconds * 1000:.0f}",
@@ -36,26 +35,30 @@ def recheck_sessions(move: Move) -> Iterator[Lane]:
         closing(open_connection(move.source, purpose=purpose, settings=settings)) as source,
         closing(open_connection(move.target, purpose=purpose, settings=settings)) as target,
     ):
-        yield Lane(source, target)
+        lane = Lane(source, target)
+        ready = Recheck(lane, readiness.tables, readiness.chunks, tenant_id=move.tenant.id)
+        # What is read within the pause is seen as it is then.
+        source.rollback()
+        target.rollback()
+        yield ready
 
 
-def recheck(move: Move, lane: Lane, readiness: Readiness) -> None:
+def recheck(move: Move, target: connection, ready: Recheck, *, since: int) -> None:
     """
-    Compare what was written since `Readiness.compared_at_lsn`.
+    Compare what was written since both sides were compared.
 
-    :param lane: of `recheck_sessions`; both sides stand still, at the final marker.
+    :param target: the step's session, outside a transaction; only read.
+    :param ready: of `ready_to_recheck`; both sides stand still, at the final marker.
+    :param since: P of that comparison.
     :raises MismatchError: if it differs.
     :raises TransientError: if it takes longer than it may.
     """
     tenant = move.tenant
-    try:
-        touched = read_touched(lane.target, tenant.key, since=readiness.compared_at_lsn)
+    with target:
         # Always remembered: the stream held there.
-        found = compare_touched(
-            lane, touched or (), readiness.tables, readiness.chunks, tenant_id=tenant.id
-        )
-        lane.source.rollback()
-        lane.target.rollback()
+        touched = read_touched(target, tenant.key, since=since) or ()
+    try:
+        found = ready.compare(touched)
     except TransientError as failure:
         raise TransientError(
             f'could not compare what was written last for tenant "{tenant.key}"',
@@ -63,8 +66,6 @@ def recheck(move: Move, lane: Lane, readiness: Readiness) -> None:
             hint="If that was too short: cut over at a quieter time, or give the tenant more"
             " recheck_seconds; its clients wait for so long.",
         ) from None
-    except psycopg2.Error as failure:
-        raise describe_failure(failure, doing="compare what was written last") from None
     if found.mismatches:
         raise MismatchError(
             f'source and target differ for tenant "{tenant.key}" in {found.mismatches} of the'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -22,7 +23,8 @@ HASH_SUMS = sql.SQL(
 )
 # OFFSET 0 keeps the planner from computing each row's md5 once per half.
 _DIGEST = sql.SQL(
-    "SELECT {sums} FROM (SELECT {md5} AS h FROM {relation} WHERE {condition} OFFSET 0) AS hashed"
+    "SELECT {number}, {sums} FROM ("
+    "SELECT {md5} AS h FROM {relation} WHERE {condition} OFFSET 0) AS hashed"
 )
 # The text of a row tells NULL from an empty string, 1.0 from 1.00 and -0 from 0. It needs the
 # same output settings on both sides.
@@ -85,17 +87,29 @@ def read_digest(session: connection, rows: RowSet) -> Digest:
 
     :param session: transaction with `TEXT_SETTINGS`; only read.
     """
-    with session.cursor() as cursor:
-        cursor.execute(
-            _DIGEST.format(
-                sums=HASH_SUMS,
-                md5=row_hash(rows.table),
-                relation=rows.relation,
-                condition=rows.condition,
-            )
+    (digest,) = read_digests(session, [rows])
+    return digest
+
+
+def read_digests(session: connection, row_sets: Sequence[RowSet]) -> list[Digest]:
+    """
+    Digest several sets of rows with one statement, each for itself.
+
+    :param session: transaction with `TEXT_SETTINGS`; only read.
+    """
+    digests = [
+        _DIGEST.format(
+            number=sql.Literal(number),
+            sums=HASH_SUMS,
+            md5=row_hash(rows.table),
+            relation=rows.relation,
+            condition=rows.condition,
         )
-        count, high, low = cursor.fetchone() or (0, "0", "0")
-    return Digest(count, int(high), int(low))
+        for number, rows in enumerate(row_sets)
+    ]
+    with session.cursor() as cursor:
+        cursor.execute(sql.SQL("{} ORDER BY 1").format(sql.SQL(" UNION ALL ").join(digests)))
+        return [Digest(count, int(high), int(low)) for _, count, high, low in cursor]
 
 
 def row_hash(table: Table) -> sql.Composed:

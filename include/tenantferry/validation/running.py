@@ -31,7 +31,7 @@ from tenantferry.validation.alignment import View, aligned_view
 from tenantferry.validation.comparison import MAX_NAMED, ChunkComparison, compare_chunks
 from tenantferry.validation.isolation import probe_isolation
 from tenantferry.validation.references import find_orphans
-from tenantferry.validation.touched import compare_touched
+from tenantferry.validation.touched import Recheck
 
 __all__ = [
     "TenantComparison",
@@ -167,7 +167,7 @@ def compare_again(
             touched = read_touched(lane.target, tenant.key, since=since)
             if touched is None:
                 return None
-            found = compare_touched(lane, touched, tables, chunks, tenant_id=tenant.id)
+            found = Recheck(lane, tables, chunks, tenant_id=tenant.id).compare(touched)
     except psycopg2.Error as error:
         raise describe_failure(error, doing=f'validate tenant "{tenant.key}"') from None
     logger.info(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from uuid import UUID
 
+import psycopg2
 from psycopg2 import sql
 from psycopg2.extensions import connection
 
 from tenantferry.backfill.chunk import Chunk
+from tenantferry.backfill.failures import describe_failure
 from tenantferry.control.touched import Touched
 from tenantferry.control.validations import Difference
 from tenantferry.schema.model import Table
@@ -24,7 +26,7 @@ from tenantferry.validation.comparison import (
     compare_chunk,
     compare_rows,
 )
-from tenantferry.validation.digest import RowSet, of_tenant
+from tenantferry.validation.digest import RowSet, of_tenant, read_digests
 
 # Rows are looked up by their keys. A plan that reads the table from end to end for them is never
 # right here, and the planner knows nothing of what stands in an array.
@@ -53,76 +55,118 @@ class TouchedComparison:
     differing: tuple[Chunk, ...]
 
 
-def compare_touched(
-    lane: Lane,
-    touched: Sequence[Touched],
-    tables: Sequence[Table],
-    chunks: Sequence[tuple[Chunk, Table]],
-    *,
-    tenant_id: UUID,
-) -> TouchedComparison:
+class Recheck:
     """
-    Compare the rows that were written; of tables of which any may have been, all.
+    Compares what was written.
 
-    :param lane: both sides at one instant, with `TEXT_SETTINGS`.
+    Made before anybody waits: it reads the catalogs, and lets both sessions learn the tables.
+
+    :param lane: both sides, with `TEXT_SETTINGS`, in a transaction each or about to begin one.
     :param chunks: of all tables.
-    :raises TransientError: if the servers could not say; that is no mismatch.
     """
-    by_name = {table.qualified: table for table in tables}
-    whole = {(found.schema, found.table) for found in touched if found.is_whole}
-    again = [(chunk, table) for chunk, table in chunks if table.qualified in whole]
-    with ThreadPoolExecutor(1) as helpers:
-        compared = [compare_chunk(lane, *item, tenant_id, helpers) for item in again]
+
+    def __init__(
+        self,
+        lane: Lane,
+        tables: Sequence[Table],
+        chunks: Sequence[tuple[Chunk, Table]],
+        *,
+        tenant_id: UUID,
+    ) -> None:
+        self._lane = lane
+        self._chunks = chunks
+        self._tenant_id = tenant_id
+        self._tables = {table.qualified: table for table in tables}
+        self._columns = {
+            side: {table.qualified: _read_columns(session, table) for table in tables}
+            for side, session in (("source", lane.source), ("target", lane.target))
+        }
+        nothing = [Touched(t.schema, t.name, t.key, ()) for t in tables if t.key]
+        with ThreadPoolExecutor(1) as helpers:
+            self._compare_rows(nothing, helpers)
+
+    def compare(self, touched: Sequence[Touched]) -> TouchedComparison:
+        """
+        Compare the rows that were written; of tables of which any may have been, all.
+
+        :raises TransientError: if the servers could not say; that is no mismatch.
+        """
+        whole = {(found.schema, found.table) for found in touched if found.is_whole}
+        again = [(chunk, table) for chunk, table in self._chunks if table.qualified in whole]
+        with ThreadPoolExecutor(1) as helpers:
+            compared = [
+                compare_chunk(self._lane, *item, self._tenant_id, helpers) for item in again
+            ]
+            rows = self._compare_rows([found for found in touched if not found.is_whole], helpers)
+        outcomes: list[ChunkComparison | RowComparison] = [*compared, *rows]
+        differences = [found for outcome in outcomes for found in outcome.differences]
+        return TouchedComparison(
+            tables=len(touched),
+            chunks=len(again),
+            rows=sum(outcome.rows for outcome in outcomes),
+            mismatches=sum(outcome.mismatches for outcome in outcomes),
+            differences=tuple(differences[:MAX_NAMED]),
+            differing=tuple(outcome.chunk for outcome in compared if outcome.mismatches),
+        )
+
+    def _compare_rows(
+        self, touched: Sequence[Touched], helpers: ThreadPoolExecutor
+    ) -> list[RowComparison]:
+        """Digest the rows of all tables with one statement on each side, then look closer."""
+        if not touched:
+            return []
+        lane = self._lane
+        ours = [self._row_set("source", found) for found in touched]
+        theirs = [self._row_set("target", found) for found in touched]
         _look_up_by_key(lane, enabled=True)
-        rows = [
-            compare_rows(lane, *_read_row_sets(lane, found, by_name, tenant_id), helpers)
-            for found in touched
-            if not found.is_whole
+        try:
+            future = helpers.submit(read_digests, lane.target, theirs)
+            try:
+                expected = read_digests(lane.source, ours)
+            finally:
+                actual = future.result()
+        except psycopg2.Error as error:
+            raise describe_failure(error, doing="compare rows by their keys") from None
+        outcomes = [
+            RowComparison(left.rows, right.rows, 0, ())
+            if left == right
+            else compare_rows(lane, our_rows, their_rows, helpers)
+            for left, right, our_rows, their_rows in zip(
+                expected, actual, ours, theirs, strict=True
+            )
         ]
         _look_up_by_key(lane, enabled=False)
-    outcomes: list[ChunkComparison | RowComparison] = [*compared, *rows]
-    differences = [found for outcome in outcomes for found in outcome.differences]
-    return TouchedComparison(
-        tables=len(touched),
-        chunks=len(again),
-        rows=sum(outcome.rows for outcome in outcomes),
-        mismatches=sum(outcome.mismatches for outcome in outcomes),
-        differences=tuple(differences[:MAX_NAMED]),
-        differing=tuple(outcome.chunk for outcome in compared if outcome.mismatches),
-    )
+        return outcomes
+
+    def _row_set(self, side: str, touched: Touched) -> RowSet:
+        name = touched.schema, touched.table
+        table, columns = self._tables[name], self._columns[side][name]
+        key = [columns[name] for name in touched.key_columns]
+        values = list(zip(*touched.keys, strict=True)) or [() for _ in key]
+        relation = _RELATION.format(
+            arrays=sql.SQL(", ").join(
+                sql.SQL("{}::pg_catalog.text[]").format(sql.Literal(list(texts)))
+                for texts in values
+            ),
+            names=sql.SQL(", ").join(sql.Identifier(f"k{n}") for n in range(len(key))),
+            table=own_rows(table),
+            same_key=sql.SQL(" AND ").join(
+                _equals(column, f"k{n}") for n, column in enumerate(key)
+            ),
+        )
+        tenant_id = self._tenant_id if side == "target" else None
+        return RowSet(table, touched.key_columns, relation, of_tenant(tenant_id))
+
+
+def _read_columns(session: connection, table: Table) -> dict[str, WrittenColumn]:
+    found = read_written_columns(session, table.schema, table.name)
+    return {column.name: column for column in found}
 
 
 def _look_up_by_key(lane: Lane, *, enabled: bool) -> None:
     for session in (lane.source, lane.target):
         with session.cursor() as cursor:
             cursor.execute(_BY_KEY, ("off" if enabled else "on",))
-
-
-def _read_row_sets(
-    lane: Lane, touched: Touched, tables: Mapping[tuple[str, str], Table], tenant_id: UUID
-) -> tuple[RowSet, RowSet]:
-    table = tables[touched.schema, touched.table]
-    return (
-        _read_row_set(lane.source, touched, table, None),
-        _read_row_set(lane.target, touched, table, tenant_id),
-    )
-
-
-def _read_row_set(
-    session: connection, touched: Touched, table: Table, tenant_id: UUID | None
-) -> RowSet:
-    columns = {c.name: c for c in read_written_columns(session, table.schema, table.name)}
-    key = [columns[name] for name in touched.key_columns]
-    relation = _RELATION.format(
-        arrays=sql.SQL(", ").join(
-            sql.SQL("{}::pg_catalog.text[]").format(sql.Literal(list(values)))
-            for values in zip(*touched.keys, strict=True)
-        ),
-        names=sql.SQL(", ").join(sql.Identifier(f"k{n}") for n in range(len(key))),
-        table=own_rows(table),
-        same_key=sql.SQL(" AND ").join(_equals(column, f"k{n}") for n, column in enumerate(key)),
-    )
-    return RowSet(table, touched.key_columns, relation, of_tenant(tenant_id))
 
 
 def _equals(column: WrittenColumn, name: str) -> sql.Composed:
