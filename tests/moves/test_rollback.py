@@ -362,6 +362,64 @@ def test_rollback_refuses_a_schema_that_changed_since(live: Stage) -> None:
     assert_still_live(live)
 
 
+def create_table(stage: Stage) -> None:
+    """Create a table on both sides, as a migration of the application does for all tenants."""
+    rows(stage.source, "CREATE TABLE public.added (id integer PRIMARY KEY, note text)")
+    rows(stage.source, "ALTER TABLE public.added OWNER TO app_owner")
+    rows(
+        stage.target,
+        "CREATE TABLE public.added (tenant_id uuid NOT NULL DEFAULT app.current_tenant(),"
+        " id integer, note text, PRIMARY KEY (tenant_id, id));"
+        "ALTER TABLE public.added ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;"
+        "CREATE POLICY tenant_isolation ON public.added"
+        " USING (tenant_id = (SELECT app.current_tenant()))"
+        " WITH CHECK (tenant_id = (SELECT app.current_tenant()));"
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON public.added TO tenantferry_app",
+    )
+
+
+def test_rollback_is_refused_where_the_tenant_wrote_to_a_table_that_was_not_followed(
+    live: Stage,
+) -> None:
+    create_table(live)
+    live.ask("INSERT INTO added VALUES (DEFAULT, 1, 'x') RETURNING id")
+
+    with pytest.raises(PermanentError, match="has lost its way back") as caught:
+        rollback(live.move)
+
+    assert 'wrote to table "public.added" before' in caught.value.detail
+    assert live.ask("SELECT id FROM added") == [(1,)]
+    assert_still_live(live)
+
+
+def test_rollback_carries_what_is_written_to_a_table_that_was_just_created(live: Stage) -> None:
+    create_table(live)
+
+    def write(step: str) -> None:
+        if step == "prepared":
+            live.ask("INSERT INTO added VALUES (DEFAULT, 1, 'x') RETURNING id")
+
+    rollback(live.move, on_step=write)
+
+    assert live.ask("SELECT id FROM added") == [(1,)]
+
+
+def test_rollback_undoes_itself_where_a_table_is_created_after_it_was_prepared(
+    live: Stage,
+) -> None:
+    def create(step: str) -> None:
+        if step == "prepared":
+            create_table(live)
+            live.ask("INSERT INTO added VALUES (DEFAULT, 1, 'x') RETURNING id")
+
+    with pytest.raises(TransientError, match="is not followed"):
+        rollback(live.move, on_step=create)
+
+    assert_still_live(live)
+    with pytest.raises(PermanentError, match="has lost its way back"):
+        rollback(live.move)
+
+
 def test_rollback_undoes_itself_and_names_who_is_idle_in_a_transaction(live: Stage) -> None:
     text = aliases(live)
     move = with_tenant(live.move, max_write_pause_seconds=0.5)

@@ -45,7 +45,11 @@ from tenantferry.moves.former import settle_former
 from tenantferry.moves.move import Move
 from tenantferry.moves.pausing import OnStep, Pause, ignore, measure_steps, write_pause
 from tenantferry.moves.probe import probe
-from tenantferry.moves.rollback_readiness import WayBack, get_ready_to_go_back
+from tenantferry.moves.rollback_readiness import (
+    WayBack,
+    check_followed,
+    get_ready_to_go_back,
+)
 from tenantferry.moves.sessions import exclusive_step, open_source
 from tenantferry.reverse.marker import emit_grace_over
 from tenantferry.reverse.positions import close_position
@@ -160,6 +164,7 @@ class _Rollback:
         pause.hold_clients(lambda: describe_role_transactions(target, self._tenant.role))
         raise_role_fence(target, self._way.role_fence, timeout_seconds=pause.remaining())
         pause.record(PauseStep.FENCED)
+        check_followed(target, self._tenant.key)
         with target:
             final_lsn = emit_marker(target, self._tenant, content="final")
         pause.drain(final_lsn)

@@ -12,15 +12,17 @@ from psycopg2.extensions import connection
 from tenantferry.backfill.snapshot import drop_slot, exported_snapshot
 from tenantferry.connections import ConnectionParams, open_client_connection
 from tenantferry.control.direction import Direction
-from tenantferry.control.graces import Grace, require_way_back
+from tenantferry.control.graces import REVERSE_SLOT, Grace, require_way_back
 from tenantferry.control.pauses import read_flipped_pause
 from tenantferry.control.streams import lock_stream
 from tenantferry.errors import PermanentError, TenantferryError, TransientError
 from tenantferry.moves.move import Move
 from tenantferry.moves.readiness import check_schema, trial_alias
 from tenantferry.reverse.positions import reopen_position
+from tenantferry.reverse.slot import ensure_reverse
 from tenantferry.schema.catalog import read_tables
 from tenantferry.schema.publication import ensure_publication
+from tenantferry.schema.reverse_publication import has_unpublished_tables
 from tenantferry.schema.sequences import check_sequences_can_go_back
 from tenantferry.stream.handshake import advance, release
 from tenantferry.stream.marker import emit_marker
@@ -86,6 +88,9 @@ def get_ready_to_go_back(move: Move, source: connection, target: connection) -> 
     _rehearse(move, way)
     # An attempt that was undone while the source was away may have left it closed.
     reopen_position(source, way.grace)
+    # Also what the reverse stream would publish only at its next look.
+    ensure_reverse(move.target)
+    check_followed(target, tenant.key)
     _check_lag(move, target)
     with target, target.cursor() as cursor:
         # What may be left of the forward stream: its end is not waited for in the pause.
@@ -94,6 +99,27 @@ def get_ready_to_go_back(move: Move, source: connection, target: connection) -> 
     # Last: until the stream reads it, it keeps the source's log.
     _ensure_slot(move, source)
     return way
+
+
+def check_followed(target: connection, tenant: str) -> None:
+    """
+    Check that nothing the tenant has written is missing in what its source gets.
+
+    :param target: session outside a transaction.
+    :raises TransientError: if a table is not published yet; the retry does it.
+    :raises PermanentError: if the tenant has lost its way back.
+    """
+    with target:
+        # In this order: whoever publishes a table that the tenant has written to records the loss
+        # in the same transaction.
+        has_unpublished = has_unpublished_tables(target, REVERSE_SLOT)
+        require_way_back(target, tenant)
+    if has_unpublished:
+        raise TransientError(
+            f'a table of the target is not followed for tenant "{tenant}"',
+            detail="It was created while the rollback was under way.",
+            hint="The retry publishes it first.",
+        )
 
 
 def _read_way_back(move: Move, target: connection) -> WayBack:
