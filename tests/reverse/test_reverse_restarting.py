@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from reverse_stage import Way, drop_slot, execute, start_process, wait_until
+from reverse_stage import Following, Way, drop_slot, execute, start_process, wait_until
 from tenantferry.connections import open_connection
 from tenantferry.control.direction import Direction
 from tenantferry.control.graces import REVERSE_SLOT
@@ -208,6 +208,73 @@ def test_nothing_is_applied_behind_a_closed_position(live: Any) -> None:
 
     assert closed == ["(1,a)"]
     assert acme.rows("log") == ["(1,a)", "(2,b)"]
+
+
+@pytest.mark.parametrize("is_restarted", [False, True], ids=["same process", "next process"])
+def test_a_source_that_went_back_in_time_loses_its_way_back(
+    live: Any, *, is_restarted: bool
+) -> None:
+    acme, slot = live["acme"], "SELECT confirmed_flush_lsn::text FROM pg_replication_slots"
+    position = "SELECT position FROM tenantferry.reverse_positions"
+
+    def write_and_confirm(following: Following) -> None:
+        acme.write("INSERT INTO log VALUES (2, 'lost')")
+        following.catch_up("acme")
+        lsn = emit_marker(live.target, acme.tenant)
+        wait_until(lambda: parse_lsn(execute(live.target, slot)[0][0]) >= lsn)
+
+    def go_back() -> None:
+        # As a standby that had not received it, when it is promoted.
+        execute(acme.source, "DELETE FROM public.log WHERE id = 2")
+        execute(acme.source, "UPDATE tenantferry.reverse_positions SET position = %s", before)
+        acme.write("INSERT INTO log VALUES (3, 'later')")
+
+    with live.follow() as following:
+        acme.write("INSERT INTO log VALUES (1, 'kept')")
+        following.catch_up("acme")
+        [(before,)] = execute(acme.source, position)
+        write_and_confirm(following)
+        if not is_restarted:
+            with live.away("acme"):
+                go_back()
+            wait_until(lambda: live.grace("acme").lost_at is not None)
+    if is_restarted:
+        go_back()
+        with live.follow():
+            wait_until(lambda: live.grace("acme").lost_at is not None)
+
+    assert "as after a failover" in (live.grace("acme").lost_reason or "")
+    assert live.record("acme").state is StreamState.FAILED
+    assert live["acme"].rows("log") == ["(1,kept)"]
+    assert live.grace("globex").lost_at is None
+
+
+def test_the_slot_waits_until_it_is_recorded_what_a_source_has(live: Any) -> None:
+    acme = live["acme"]
+    confirmed = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots"
+    position = "SELECT position::text FROM tenantferry.reverse_positions"
+    recorded = "SELECT source_position::text FROM tenantferry.streams WHERE tenant = 'acme'"
+
+    with (
+        live.follow() as following,
+        closing(open_connection(live.target_params, purpose="holder")) as holder,
+    ):
+        following.catch_up()
+        # Nothing is reported in a row that somebody holds.
+        execute(holder, "SELECT FROM tenantferry.streams WHERE tenant = 'acme' FOR UPDATE")
+        acme.write("INSERT INTO log VALUES (1, 'a')")
+        lsn = emit_marker(live.target, acme.tenant)
+        wait_until(lambda: acme.rows("log") == ["(1,a)"])
+        for _ in range(2):
+            reported = live.slot.reported_at
+            wait_until(lambda before=reported: live.slot.reported_at != before)  # type: ignore[misc]
+        early = parse_lsn(execute(live.target, confirmed)[0][0])
+        holder.rollback()
+        wait_until(lambda: parse_lsn(execute(live.target, confirmed)[0][0]) >= lsn)
+        known = execute(live.target, recorded)
+
+    assert early < lsn
+    assert known == execute(acme.source, position)
 
 
 def test_a_position_can_be_closed_before_anything_was_applied(live: Any) -> None:

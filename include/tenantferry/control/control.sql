@@ -66,6 +66,7 @@ CREATE TABLE IF NOT EXISTS tenantferry.streams (
     direction          text NOT NULL DEFAULT 'forward',   -- or reverse
     position           pg_lsn NOT NULL,     -- P: every transaction before it is applied
     confirmed          pg_lsn NOT NULL,     -- the slot was never confirmed beyond it
+    source_position    pg_lsn,              -- reverse: where the source has stood at least
     state              text NOT NULL DEFAULT 'stopped',
     command            text NOT NULL DEFAULT 'run',
     command_lsn        pg_lsn,
@@ -84,6 +85,7 @@ CREATE TABLE IF NOT EXISTS tenantferry.streams (
     touched_since      pg_lsn,              -- from this P on what is written stands in touched
     PRIMARY KEY (tenant, direction)
 );
+ALTER TABLE tenantferry.streams ADD COLUMN IF NOT EXISTS source_position pg_lsn;
 ALTER TABLE tenantferry.streams ADD COLUMN IF NOT EXISTS repairable boolean NOT NULL DEFAULT false;
 ALTER TABLE tenantferry.streams ADD COLUMN IF NOT EXISTS touched_since pg_lsn;
 

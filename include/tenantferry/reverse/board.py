@@ -62,7 +62,8 @@ _SLOT = (
     " RETURNING slot"
 )
 _TENANTS = """
-SELECT tenants.tenant, tenants.tenant_id::text, streams.reported_at IS NOT NULL
+SELECT tenants.tenant, tenants.tenant_id::text, streams.reported_at IS NOT NULL,
+    coalesce(streams.source_position, '0/0')::text
 FROM tenantferry.tenants AS tenants
 LEFT JOIN tenantferry.streams AS streams
     ON streams.tenant = tenants.tenant AND streams.direction = 'reverse'
@@ -88,11 +89,13 @@ class OpenGrace:
     A grace with a way back.
 
     :ivar is_followed: whether a reverse stream has known of it since it began.
+    :ivar source_position: the source has recorded it; 0 where nothing is known of that.
     """
 
     grace: Grace
     tenant_id: UUID
     is_followed: bool
+    source_position: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +103,14 @@ class LaneReport:
     """
     What one reverse stream says of itself.
 
+    :ivar source_position: what the source itself has recorded; 0: it was not asked.
     :ivar commit_time: of the oldest transaction that waits, microseconds since 2000-01-01 UTC.
     """
 
     tenant: str
     state: StreamState
     position: int
+    source_position: int
     changes: int | None
     transactions: int | None
     commit_time: int | None
@@ -171,7 +176,10 @@ class Board:
         except psycopg2.Error as error:
             raise explain(error, "read the graces") from None
         found = self._run(_TENANTS, {"tenants": [grace.tenant for grace in graces]})
-        tenants = {tenant: (UUID(id_text), followed) for tenant, id_text, followed in found}
+        tenants = {
+            tenant: (UUID(id_text), is_followed, parse_lsn(source_position))
+            for tenant, id_text, is_followed, source_position in found
+        }
         return [OpenGrace(grace, *tenants[grace.tenant]) for grace in graces]
 
     def follow(self, tenant: str) -> None:
@@ -204,6 +212,7 @@ class Board:
             "tenants": [r.tenant for r in reports],
             "states": [str(r.state) for r in reports],
             "positions": [format_lsn(r.position) for r in reports],
+            "source_positions": [format_lsn(r.source_position) for r in reports],
             "changes": [r.changes for r in reports],
             "transactions": [r.transactions for r in reports],
             "commit_times": [r.commit_time for r in reports],

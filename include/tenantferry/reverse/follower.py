@@ -20,7 +20,12 @@ from tenantferry.fleet.declaration import Tenant
 from tenantferry.lsn import format_lsn
 from tenantferry.reverse.collecting import Collector
 from tenantferry.reverse.lane import Lane
-from tenantferry.reverse.positions import Position, SourceProgress, begin_position
+from tenantferry.reverse.positions import (
+    Position,
+    SourceProgress,
+    SourceWentBackError,
+    begin_position,
+)
 from tenantferry.reverse.tables import SourceTables
 from tenantferry.stream.applier import APPLY_SETTINGS, Applier
 from tenantferry.stream.failures import explain
@@ -103,6 +108,8 @@ class Follower:
             ) as session:
                 self._session = session
                 self._follow(session, source.tenant)
+        except SourceWentBackError as error:
+            lane.give_up(error.detail)
         except TenantferryError as error:
             logger.warning("reverse stream of tenant=%s failed: %s", key, error)
             lane.failed(str(error))
@@ -119,7 +126,7 @@ class Follower:
         session.autocommit = True
         with session.cursor() as cursor:
             lock_stream(cursor, tenant.key)
-        began = begin_position(session, lane.grace)
+        began = begin_position(session, lane.grace, reached=lane.source_position)
         lane.attached(began)
         session.autocommit = False
         collector = Collector(

@@ -34,16 +34,20 @@ class LaneState:
     :ivar is_pending: whether anything waits.
     :ivar oldest_commit_time: of what waits, microseconds since 2000-01-01 UTC.
     :ivar changes: applied since the grace began; ``None`` while the source was not asked.
+    :ivar source_position: what the source itself has recorded, as far as it is known.
     :ivar error: why the source is not being followed, or ``None``.
+    :ivar hopeless: why it never can be again, a whole sentence, or ``None``.
     """
 
     position: int
     floor: int
+    source_position: int
     is_pending: bool
     oldest_commit_time: int | None
     changes: int | None
     transactions: int | None
     error: str | None
+    hopeless: str | None
 
 
 class Lane:
@@ -51,6 +55,7 @@ class Lane:
     The way from the target to the source of one tenant.
 
     :param shapes: the dispatcher's; changes name them by number.
+    :param source_position: the source has recorded it once; 0: nothing is known of that.
     :param poke: wakes the reading thread up, with what has happened here.
     :ivar changes: of the transaction that is being read; the reading thread's own.
     :ivar size_bytes: about what they take in memory.
@@ -61,6 +66,7 @@ class Lane:
         grace: Grace,
         shapes: list[Shape],
         *,
+        source_position: int,
         memory_bytes: int,
         poke: Callable[[Lane], None],
     ) -> None:
@@ -77,12 +83,14 @@ class Lane:
         # Then move the position there.
         self._goal = 0
         self._position: Position | None = None
+        self._source_position = source_position
         self._is_busy = False
         self._is_wanted = False
         self._has_follower = False
         self._is_closing = False
         self._is_forgotten = False
         self._error: str | None = None
+        self._hopeless: str | None = None
         self._failures = 0
         self._retry_at = 0.0
 
@@ -138,7 +146,9 @@ class Lane:
     def needs_follower(self) -> bool:
         """Tell whether there is work and nobody who does it; whoever asks starts one."""
         with self._lock:
-            if self._has_follower or self._is_closing or time.monotonic() < self._retry_at:
+            if self._has_follower or self._is_closing or self._hopeless:
+                return False
+            if time.monotonic() < self._retry_at:
                 return False
             self._has_follower = self._is_wanted or self._has_work()
             return self._has_follower
@@ -156,11 +166,13 @@ class Lane:
             return LaneState(
                 position=max(floor, self._applied_before()),
                 floor=floor,
+                source_position=self._source_position,
                 is_pending=first is not None,
                 oldest_commit_time=None if first is None else first.commit_time,
                 changes=None if position is None else position.changes,
                 transactions=None if position is None else position.transactions,
                 error=self._error,
+                hopeless=self._hopeless,
             )
 
     @property
@@ -190,10 +202,16 @@ class Lane:
 
     # The follower's side.
 
+    @property
+    def source_position(self) -> int:
+        """Where the source has stood at least, whichever process took it there."""
+        with self._lock:
+            return self._source_position
+
     def attached(self, position: Position) -> None:
         """Take note of where the source stands."""
         with self._lock:
-            self._position = position
+            self._stand_at(position)
             self._backlog.applied(position.lsn, None)
 
     def wait_for_work(self, idle_seconds: float) -> tuple[int | None, int] | None:
@@ -233,7 +251,7 @@ class Lane:
     def applied(self, position: Position, following: Piece | None) -> None:
         """Take note of what is durable in the source; *following* is what comes next, if known."""
         with self._lock:
-            self._position = position
+            self._stand_at(position)
             self._backlog.applied(position.lsn, following)
             self._error = None
             self._failures = 0
@@ -249,6 +267,16 @@ class Lane:
             self._is_busy = False
             self._leave()
             self._poke(self)
+
+    def give_up(self, reason: str) -> None:
+        """Take note that the source cannot be followed any more; *reason* is a whole sentence."""
+        with self._lock:
+            self._hopeless = reason
+            self.failed(reason)
+
+    def _stand_at(self, position: Position) -> None:
+        self._position = position
+        self._source_position = max(self._source_position, position.lsn)
 
     def _load(self, entry: Entry) -> list[Piece]:
         return self._backlog.load(entry)

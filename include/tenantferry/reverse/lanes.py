@@ -71,9 +71,19 @@ class Lanes:
         """Return what the lane of a tenant is told."""
         return self._by_tenant.get(tenant)
 
-    def open(self, grace: Grace) -> Lane:
-        """Open a lane."""
-        lane = Lane(grace, self._shapes, memory_bytes=self._share, poke=self._poke)
+    def open(self, grace: Grace, *, source_position: int) -> Lane:
+        """
+        Open a lane.
+
+        :param source_position: the source has recorded it once.
+        """
+        lane = Lane(
+            grace,
+            self._shapes,
+            source_position=source_position,
+            memory_bytes=self._share,
+            poke=self._poke,
+        )
         self._duties[grace.id] = self._by_tenant[grace.tenant] = Duty(lane)
         self._share_memory()
         return lane

@@ -17,7 +17,7 @@ from tenantferry.control.streams import StreamState
 from tenantferry.reverse.board import Board, LaneReport, OpenGrace
 from tenantferry.reverse.dispatching import Dispatcher
 from tenantferry.reverse.duty import LEASED, Duty
-from tenantferry.reverse.lane import Lane
+from tenantferry.reverse.lane import Lane, LaneState
 from tenantferry.reverse.lanes import Lanes
 from tenantferry.stream.answers import Order
 from tenantferry.stream.heartbeat import Heartbeat
@@ -153,7 +153,8 @@ class Loop:
         tenant = found.grace.tenant
         if not found.is_followed:
             self._board.follow(tenant)
-        self._dispatcher.add_lane(self._lanes.open(found.grace), found.tenant_id)
+        lane = self._lanes.open(found.grace, source_position=found.source_position)
+        self._dispatcher.add_lane(lane, found.tenant_id)
         logger.info("reverse stream begins tenant=%s", tenant)
         self._take(self._board.read_orders([tenant]))
 
@@ -188,42 +189,36 @@ class Loop:
     def _report(self) -> None:
         self._report_at = time.monotonic() + REPORT_SECONDS
         read_to, heartbeat = self._dispatcher.read_to, self._heartbeat
-        self._take(
-            self._board.report(
-                [self._describe(duty, read_to) for duty in self._lanes],
-                confirmed=self.confirmed,
-                read_to=read_to,
-                seen=max(self._walsender.received, heartbeat.lsn),
-                read_lag_seconds=heartbeat.lag_seconds,
-            )
+        states = [(duty, duty.lane.look(read_to)) for duty in self._lanes]
+        orders = self._board.report(
+            [_describe(duty, state, read_to) for duty, state in states],
+            confirmed=self.confirmed,
+            read_to=read_to,
+            seen=max(self._walsender.received, heartbeat.lsn),
+            read_lag_seconds=heartbeat.lag_seconds,
         )
-        floors = [duty.lane.look(read_to).floor for duty in self._lanes]
-        self.confirmed = max(self.confirmed, min([read_to, *floors]))
+        self._take(orders)
+        # What a source has must be known for good before its log may go, or nobody would notice
+        # that it has lost that again.
+        if len(orders) == len(states):
+            floors = [state.floor for _, state in states]
+            self.confirmed = max(self.confirmed, min([read_to, *floors]))
         # Durable first: a start that finds the slot beyond it knows that somebody else has
         # consumed changes.
         if not self._board.record_slot(confirmed=self.confirmed, read_to=read_to):
             self._is_given_up = True
             return
         self._walsender.confirm(self.confirmed)
-        self._check_budget(read_to)
+        self._check_ways(read_to)
 
-    def _describe(self, duty: Duty, read_to: int) -> LaneReport:
-        state = duty.lane.look(read_to)
-        return LaneReport(
-            tenant=duty.lane.grace.tenant,
-            state=StreamState.FAILED if state.error else duty.state,
-            position=duty.position(read_to),
-            changes=state.changes,
-            transactions=state.transactions,
-            commit_time=state.oldest_commit_time,
-            error=state.error,
-        )
-
-    def _check_budget(self, read_to: int) -> None:
+    def _check_ways(self, read_to: int) -> None:
+        """Give up the tenants that cannot go back any more, or not within their budget."""
         for duty in self._lanes:
             state = duty.lane.look(read_to)
             behind = read_to - state.floor
-            if state.is_pending and behind > self._wal_budget_bytes:
+            if state.hopeless:
+                self.lose(duty.lane, state.hopeless)
+            elif state.is_pending and behind > self._wal_budget_bytes:
                 why = f" Its error: {state.error}" if state.error else ""
                 self.lose(
                     duty.lane,
@@ -237,3 +232,16 @@ class Loop:
         elif not self._dispatcher.has_more:
             watched: list[Board | Lanes | Walsender] = [self._board, self._lanes, self._walsender]
             select.select(watched, [], [], _LONGEST_WAIT_SECONDS)
+
+
+def _describe(duty: Duty, state: LaneState, read_to: int) -> LaneReport:
+    return LaneReport(
+        tenant=duty.lane.grace.tenant,
+        state=StreamState.FAILED if state.error else duty.state,
+        position=duty.position(read_to),
+        source_position=state.source_position,
+        changes=state.changes,
+        transactions=state.transactions,
+        commit_time=state.oldest_commit_time,
+        error=state.error,
+    )

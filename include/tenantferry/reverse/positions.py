@@ -15,7 +15,7 @@ from psycopg2.extensions import connection
 from psycopg2.extensions import cursor as cursor_type
 
 from tenantferry.control.graces import Grace
-from tenantferry.errors import TransientError
+from tenantferry.errors import PermanentError, TransientError
 from tenantferry.lsn import format_lsn, parse_lsn
 from tenantferry.stream.progress import Step
 
@@ -48,6 +48,10 @@ class PositionTakenError(TransientError):
     """Another process, or a rollback, has taken the source over."""
 
 
+class SourceWentBackError(PermanentError):
+    """The source lacks what it once held, and the log that held it may be gone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Position:
     """Where a source stands, and what was applied to it since the grace began."""
@@ -57,12 +61,14 @@ class Position:
     transactions: int
 
 
-def begin_position(source: connection, grace: Grace) -> Position:
+def begin_position(source: connection, grace: Grace, *, reached: int = 0) -> Position:
     """
     Return where a source stands; in a new grace that is where the grace began.
 
     :param source: session in autocommit.
+    :param reached: where it has stood before.
     :raises PositionTakenError: if the position is closed.
+    :raises SourceWentBackError: if it stands before that.
     """
     with source.cursor() as cursor:
         _ensure_row(cursor, grace)
@@ -70,7 +76,15 @@ def begin_position(source: connection, grace: Grace) -> Position:
         text, changes, transactions, is_closed = cursor.fetchone() or ("0/0", 0, 0, True)
     if is_closed:
         raise _taken(grace.tenant, "It was closed, as a rollback does before it moves the clients.")
-    return Position(parse_lsn(text), changes, transactions)
+    lsn = parse_lsn(text)
+    if lsn < reached:
+        raise SourceWentBackError(
+            f'the source of tenant "{grace.tenant}" went back in time',
+            detail=f"Its source held what was written before {format_lsn(reached)}, and holds only"
+            f" what was written before {text} now, as after a failover to a standby that lagged or"
+            " a restore.",
+        )
+    return Position(lsn, changes, transactions)
 
 
 def read_position(source: connection, grace: Grace) -> int:

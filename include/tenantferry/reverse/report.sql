@@ -1,14 +1,17 @@
 -- Report what the reverse streams do, all in one, and read what they are told. A row that somebody
 -- else holds at the moment, e.g. who ends its grace, is left for the next time: nobody waits.
--- tenants, states, positions, changes, transactions, commit_times (of the oldest transaction that
--- waits, microseconds since 2000-01-01 UTC), errors: arrays, one element per stream; confirmed,
--- read_to, seen (end of the log as far as it is known), read_lag_seconds: of all.
+-- tenants, states, positions, source_positions (what the sources themselves have recorded), changes,
+-- transactions, commit_times (of the oldest transaction that waits, microseconds since 2000-01-01
+-- UTC), errors: arrays, one element per stream; confirmed, seen (end of the log as far as it is
+-- known), read_lag_seconds: of all.
 WITH reported AS (
     SELECT *
     FROM unnest(
-        %(tenants)s::text[], %(states)s::text[], %(positions)s::pg_lsn[], %(changes)s::bigint[],
-        %(transactions)s::bigint[], %(commit_times)s::bigint[], %(errors)s::text[]
-    ) AS r (tenant, state, position, changes, transactions, commit_time, error)
+        %(tenants)s::text[], %(states)s::text[], %(positions)s::pg_lsn[],
+        %(source_positions)s::pg_lsn[], %(changes)s::bigint[], %(transactions)s::bigint[],
+        %(commit_times)s::bigint[], %(errors)s::text[]
+    ) AS r (
+        tenant, state, position, source_position, changes, transactions, commit_time, error)
 ),
 free AS (
     SELECT streams.tenant
@@ -20,6 +23,7 @@ free AS (
 UPDATE tenantferry.streams AS streams SET
     state = reported.state,
     position = greatest(streams.position, reported.position),
+    source_position = greatest(streams.source_position, reported.source_position),
     confirmed = greatest(streams.confirmed, %(confirmed)s::pg_lsn),
     changes = coalesce(reported.changes, streams.changes),
     transactions = coalesce(reported.transactions, streams.transactions),
