@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import signal
 import subprocess
@@ -80,6 +81,66 @@ def test_the_slot_is_never_confirmed_beyond_what_a_source_lacks(live: Way) -> No
         wait_until(lambda: confirmed(live) >= after)
 
     assert before <= pinned <= recorded < after
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker without room for temporary files."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tenantferry.reverse.spool.os.pwrite", refuse)
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_source_that_is_down_stops_nobody_when_the_disk_is_full(live: Way) -> None:
+    write = (
+        "INSERT INTO items SELECT {0} * 1000 + i, repeat('x', 100) FROM generate_series(1, 500) i"
+    )
+
+    with live.follow(memory_bytes=2_000_000) as following:
+        following.catch_up()
+        with live.away("acme"):
+            live["acme"].write("INSERT INTO items VALUES (-1, 'first')")
+            after = emit_marker(live.target, live["acme"].tenant)
+            for number in range(6):
+                live["acme"].write(write.format(number))
+                live["globex"].write(f"INSERT INTO items VALUES ({number}, 'g')")
+                following.catch_up("globex")
+            reported = live.slot.reported_at
+            wait_until(lambda: live.slot.reported_at != reported)
+            failed, pinned = live.record("acme"), confirmed(live)
+        following.catch_up("acme")
+        wait_until(lambda: live.record("acme").error is None)
+
+    assert failed.state is StreamState.FAILED
+    assert pinned < after
+    assert live.grace("acme").lost_at is None
+    assert live["acme"].rows("items") == live["acme"].target_rows("items")
+    assert live["globex"].rows("items") == live["globex"].target_rows("items")
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_source_that_is_slow_gets_all_when_the_disk_is_full(live: Way) -> None:
+    acme = live["acme"]
+
+    with live.follow(memory_bytes=2_000_000) as following:
+        acme.write("INSERT INTO items VALUES (-1, 'first')")
+        following.catch_up("acme")
+        # Lets the follower wait in its transaction, with a part of what was read.
+        execute(acme.source, "BEGIN; LOCK TABLE public.items IN ACCESS EXCLUSIVE MODE")
+        for number in range(2000):
+            acme.write(f"INSERT INTO items VALUES ({number}, repeat('x', 1000))")
+        wait_until(lambda: "temporary file" in (live.record("acme").error or ""))
+        lsn = emit_marker(live.target, acme.tenant)
+        held = confirmed(live)
+        execute(acme.source, "COMMIT")
+        following.catch_up("acme")
+        wait_until(lambda: live.record("acme").error is None)
+
+    assert held < lsn
+    assert acme.rows("items") == acme.target_rows("items")
 
 
 def test_a_source_that_takes_too_long_loses_only_its_own_way_back(live: Way) -> None:

@@ -82,7 +82,7 @@ class Backlog:
         """
         Append a piece; it is seen after `flush`.
 
-        :raises TransientError: if the disk is full.
+        :raises TransientError: if the disk is full; see `drop_unseen`.
         """
         if not piece.end_lsn:
             # Part of a large transaction: what is complete must not wait for the rest of it.
@@ -98,7 +98,11 @@ class Backlog:
             self._seal(entry, is_complete=bool(piece.end_lsn))
 
     def flush(self) -> None:
-        """Let complete transactions be seen."""
+        """
+        Let complete transactions be seen.
+
+        :raises TransientError: if the disk is full; see `drop_unseen`.
+        """
         entry = self._open
         if entry is not None and entry.pieces and entry.pieces[-1].end_lsn:
             self._seal(entry, is_complete=True)
@@ -141,6 +145,23 @@ class Backlog:
         else:
             self._spool.drop_before(place)
 
+    def drop_unseen(self) -> Entry | None:
+        """
+        Forget what could not be seen yet.
+
+        :return: the first of it.
+        """
+        seen = self._visible - self._first
+        unseen = [*self._entries][seen:]
+        for entry in unseen:
+            self._entries.pop()
+            if entry.place is None:
+                self._in_memory -= entry.size_bytes
+        if self._open is not None:
+            unseen.append(self._open)
+            self._open = None
+        return unseen[0] if unseen else None
+
     def clear(self) -> None:
         """Forget everything."""
         self._entries.clear()
@@ -150,12 +171,12 @@ class Backlog:
         self._spool.clear()
 
     def _seal(self, entry: Entry, *, is_complete: bool) -> None:
-        self._open = None
         if self._in_memory + entry.size_bytes > self.memory_bytes:
             entry.place = self._spool.write(pickle.dumps(entry.pieces, pickle.HIGHEST_PROTOCOL))
             entry.pieces = None
         else:
             self._in_memory += entry.size_bytes
+        self._open = None
         self._entries.append(entry)
         if is_complete:
             self._visible = self._first + len(self._entries)

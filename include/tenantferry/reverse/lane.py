@@ -7,15 +7,21 @@ one lock; neither holds it while it waits for a server.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tenantferry.control.graces import Grace
+from tenantferry.errors import TransientError
 from tenantferry.reverse.backlog import Backlog, Entry
 from tenantferry.reverse.change import Change, Piece, Shape
 from tenantferry.reverse.positions import Position
+
+logger = logging.getLogger(__name__)
 
 # Part of a large transaction that is kept in one piece.
 _PIECE_BYTES = 256 * 1024
@@ -48,6 +54,17 @@ class LaneState:
     transactions: int | None
     error: str | None
     hopeless: str | None
+
+
+class _First(NamedTuple):
+    """
+    The oldest transaction that waits.
+
+    :ivar commit_time: microseconds since 2000-01-01 UTC.
+    """
+
+    lsn: int
+    commit_time: int
 
 
 class Lane:
@@ -89,6 +106,9 @@ class Lane:
         self._has_follower = False
         self._is_closing = False
         self._is_forgotten = False
+        # There was no room for it, nor for what came after it.
+        self._missing: _First | None = None
+        self._is_attached = False
         self._error: str | None = None
         self._hopeless: str | None = None
         self._failures = 0
@@ -102,19 +122,27 @@ class Lane:
         return self.size_bytes >= _PIECE_BYTES
 
     def take(self, commit_lsn: int, commit_time: int, *, end_lsn: int) -> None:
-        """Queue what was read of a transaction; seen by the follower after `flush`."""
+        """
+        Queue what was read of a transaction; seen by the follower after `flush`.
+
+        Where the disk is full it is not kept, nor what comes after it: see `must_be_read_again`.
+        """
         changes, size = self.changes, self.size_bytes
         self.changes, self.size_bytes = [], 0
         with self._lock:
+            if self._missing is not None:
+                return
             if not self._takes_part and commit_lsn < self._applied_before():
                 return
             self._takes_part = not end_lsn
-            self._backlog.add(Piece(commit_lsn, commit_time, end_lsn, size, changes))
+            with self._keeping():
+                self._backlog.add(Piece(commit_lsn, commit_time, end_lsn, size, changes))
 
     def flush(self) -> None:
         """Let the follower see the complete transactions."""
         with self._lock:
-            self._backlog.flush()
+            with self._keeping():
+                self._backlog.flush()
             self._lock.notify_all()
 
     def order(self, *, limit: int | None, goal: int = 0) -> None:
@@ -150,7 +178,8 @@ class Lane:
                 return False
             if time.monotonic() < self._retry_at:
                 return False
-            self._has_follower = self._is_wanted or self._has_work()
+            is_missing = self._missing is not None
+            self._has_follower = self._is_wanted or is_missing or self._has_work()
             return self._has_follower
 
     def look(self, read_to: int) -> LaneState:
@@ -160,9 +189,9 @@ class Lane:
         :param read_to: LSN up to which all transactions are queued.
         """
         with self._lock:
-            first = self._backlog.first
+            first = self._first
             position = self._position
-            floor = read_to if first is None else first.first_lsn
+            floor = read_to if first is None else first.lsn
             return LaneState(
                 position=max(floor, self._applied_before()),
                 floor=floor,
@@ -174,6 +203,12 @@ class Lane:
                 error=self._error,
                 hopeless=self._hopeless,
             )
+
+    @property
+    def must_be_read_again(self) -> bool:
+        """Whether the source has all that was kept for it, and waits for what was not."""
+        with self._lock:
+            return self._is_attached and self._missing is not None and self._backlog.is_empty
 
     @property
     def has_follower(self) -> bool:
@@ -211,6 +246,7 @@ class Lane:
     def attached(self, position: Position) -> None:
         """Take note of where the source stands."""
         with self._lock:
+            self._is_attached = True
             self._stand_at(position)
             self._backlog.applied(position.lsn, None)
 
@@ -229,7 +265,7 @@ class Lane:
                 if self._has_work():
                     self._is_busy = True
                     return self._limit, self._goal
-                if self._backlog.is_empty:
+                if self._first is None:
                     self._error = None
                     self._failures = 0
                 remaining = deadline - time.monotonic()
@@ -265,6 +301,8 @@ class Lane:
             backoff = _FIRST_RETRY_SECONDS * 2 ** min(self._failures - 1, 10)
             self._retry_at = time.monotonic() + min(_LAST_RETRY_SECONDS, backoff)
             self._is_busy = False
+            if self._missing is not None:
+                self._drop_all()
             self._leave()
             self._poke(self)
 
@@ -278,19 +316,44 @@ class Lane:
         self._position = position
         self._source_position = max(self._source_position, position.lsn)
 
+    @contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """Where there is no room for a transaction, keep none from there on."""
+        try:
+            yield
+        except TransientError as error:
+            logger.warning("tenant=%s has to be read again: %s", self.grace.tenant, error)
+            self._error = str(error)
+            dropped = self._backlog.drop_unseen()
+            if dropped is not None:
+                self._missing = _First(dropped.first_lsn, dropped.commit_time)
+            if self._failures and not self._has_follower:
+                self._drop_all()
+
+    def _drop_all(self) -> None:
+        """Let others have the room of what nobody takes, for some of it is missing anyway."""
+        self._missing = self._first
+        self._backlog.clear()
+
+    @property
+    def _first(self) -> _First | None:
+        """The first transaction that the source lacks."""
+        kept = self._backlog.first
+        return self._missing if kept is None else _First(kept.first_lsn, kept.commit_time)
+
     def _load(self, entry: Entry) -> list[Piece]:
         return self._backlog.load(entry)
 
     def _leave(self) -> None:
-        self._has_follower = False
+        self._has_follower = self._is_attached = False
         if self._is_forgotten:
             self._backlog.clear()
 
     def _has_work(self) -> bool:
         if self._backlog.has_before(self._limit):
             return True
-        first = self._backlog.first
-        is_clear = first is None or first.first_lsn >= self._goal
+        first = self._first
+        is_clear = first is None or first.lsn >= self._goal
         return is_clear and self._goal > (self._position.lsn if self._position else 0)
 
     def _applied_before(self) -> int:

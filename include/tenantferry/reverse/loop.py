@@ -12,6 +12,7 @@ import logging
 import select
 import threading
 import time
+from enum import Enum
 
 from tenantferry.control.streams import StreamState
 from tenantferry.reverse.board import Board, LaneReport, OpenGrace
@@ -31,6 +32,20 @@ PUBLISH_SECONDS = 30.0
 _LONGEST_WAIT_SECONDS = 0.25
 # Between two looks at whether a transaction can be seen that the log already tells of.
 _BARRIER_WAIT_SECONDS = 0.002
+
+
+class Ending(Enum):
+    """
+    Why the reverse streams are not followed any more.
+
+    :cvar INTERRUPTED: they were told to end; the next start goes on.
+    :cvar GIVEN_UP: the slot was given up.
+    :cvar TO_BE_READ_AGAIN: a source that can take it now lacks what there was no room to keep.
+    """
+
+    INTERRUPTED = "interrupted"
+    GIVEN_UP = "given up"
+    TO_BE_READ_AGAIN = "to be read again"
 
 
 class Loop:
@@ -59,19 +74,18 @@ class Loop:
         self._heartbeat = heartbeat
         self._wal_budget_bytes = wal_budget_bytes
         self._report_at = self._publish_at = 0.0
-        self._is_given_up = False
+        self._ending: Ending | None = None
         self.confirmed = confirmed
 
-    def run(self, stop: threading.Event) -> bool:
+    def run(self, stop: threading.Event) -> Ending:
         """
         Follow the target until told to stop.
 
         :param stop: ends the streams at commits of their sources, to be started again.
-        :return: whether they are to be started again; not where the slot was given up.
         :raises TenantferryError: if they cannot go on; what is not committed is undone.
         """
         self._look_at_graces(None)
-        while not (stop.is_set() or self._is_given_up):
+        while not stop.is_set() and self._ending is None:
             self._lanes.collect()
             self._hear()
             self._read()
@@ -79,12 +93,13 @@ class Loop:
             self._keep_alive()
             self._wait()
         self._lanes.end()
-        if self._is_given_up:
-            return False
-        for duty in self._lanes:
-            duty.state = StreamState.INTERRUPTED
-        self._report()
-        return True
+        if self._ending is None:
+            self._ending = Ending.INTERRUPTED
+            for duty in self._lanes:
+                duty.state = StreamState.INTERRUPTED
+        if self._ending is not Ending.GIVEN_UP:
+            self._report()
+        return self._ending
 
     def lose(self, lane: Lane, reason: str) -> None:
         """Give up a tenant's way back; the others go on."""
@@ -206,10 +221,12 @@ class Loop:
         # Durable first: a start that finds the slot beyond it knows that somebody else has
         # consumed changes.
         if not self._board.record_slot(confirmed=self.confirmed, read_to=read_to):
-            self._is_given_up = True
+            self._ending = Ending.GIVEN_UP
             return
         self._walsender.confirm(self.confirmed)
         self._check_ways(read_to)
+        if self._ending is None and any(duty.lane.must_be_read_again for duty in self._lanes):
+            self._ending = Ending.TO_BE_READ_AGAIN
 
     def _check_ways(self, read_to: int) -> None:
         """Give up the tenants that cannot go back any more, or not within their budget."""

@@ -31,7 +31,7 @@ from tenantferry.reverse.dispatching import Dispatcher
 from tenantferry.reverse.follower import LaneSource
 from tenantferry.reverse.lane import Lane
 from tenantferry.reverse.lanes import Lanes
-from tenantferry.reverse.loop import Loop
+from tenantferry.reverse.loop import Ending, Loop
 from tenantferry.reverse.slot import check_loss, read_slot, settle_loss
 from tenantferry.schema.reverse_publication import read_reverse_tables
 from tenantferry.stream.failures import explain
@@ -90,18 +90,22 @@ def run_reverse(
         thread, so that one tenant's broken connection is only that tenant's.
     :param wal_budget_bytes: a tenant whose source lacks more of the target's log loses its way
         back.
-    :param memory_bytes: about what may wait in memory; what does not fit waits in temporary files.
+    :param memory_bytes: about what may wait in memory; what does not fit waits in temporary files,
+        and what does not fit there either is read again when its source can take it.
     :param idle_seconds: the session with a source is closed when nothing came for so long.
     :return: also where no slot is recorded, or not any more.
     :raises TransientError: if the target was lost; the next start goes on.
     :raises PermanentError: if the slot was lost, and with it the way back of all tenants.
     """
     try:
-        with ExitStack() as stack:
-            return _run(
-                stack, target, sources, stop=stop, wal_budget_bytes=wal_budget_bytes,
-                memory_bytes=memory_bytes, idle_seconds=idle_seconds,
-            )  # fmt: skip
+        while True:
+            with ExitStack() as stack:
+                result = _run(
+                    stack, target, sources, stop=stop, wal_budget_bytes=wal_budget_bytes,
+                    memory_bytes=memory_bytes, idle_seconds=idle_seconds,
+                )  # fmt: skip
+            if result is not None:
+                return result
     except TenantferryError as error:
         return _settle(target, error)
     except psycopg2.Error as error:
@@ -117,7 +121,8 @@ def _run(
     wal_budget_bytes: int,
     memory_bytes: int,
     idle_seconds: float,
-) -> ReverseResult:
+) -> ReverseResult | None:
+    """Follow the target once; ``None`` where it is to be read again from where it is confirmed."""
     control = stack.enter_context(
         closing(open_connection(target, purpose=_PURPOSE, autocommit=True))
     )
@@ -155,8 +160,12 @@ def _run(
         wal_budget_bytes=wal_budget_bytes,
     )
     logger.info("reverse streams start position=%s", format_lsn(record.confirmed))
-    is_interrupted = loop.run(stop)
-    reason = f"interrupted at {format_lsn(dispatcher.read_to)}" if is_interrupted else _GIVEN_UP
+    ending = loop.run(stop)
+    if ending is Ending.TO_BE_READ_AGAIN:
+        logger.info("reverse streams read again position=%s", format_lsn(loop.confirmed))
+        return None
+    is_given_up = ending is Ending.GIVEN_UP
+    reason = _GIVEN_UP if is_given_up else f"interrupted at {format_lsn(dispatcher.read_to)}"
     logger.info("reverse streams end reason=%s", reason)
     return ReverseResult(dispatcher.changes, dispatcher.read_to, len(lanes), reason)
 
