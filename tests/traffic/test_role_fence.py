@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from importlib import resources
 from typing import Any
@@ -20,7 +21,12 @@ from tenantferry.connections import ConnectionParams, open_client_connection, op
 from tenantferry.errors import PermanentError, TransientError
 from tenantferry.fleet import Source, Tenant
 from tenantferry.local.postgres import PostgresServer
-from tenantferry.schema.roles import ensure_shared_role, ensure_tenant_role, set_role_password
+from tenantferry.schema.roles import (
+    ensure_shared_role,
+    ensure_tenant_role,
+    set_role_login,
+    set_role_password,
+)
 from tenantferry.traffic.fence import ForeignSessionError
 from tenantferry.traffic.role_fence import (
     RoleFence,
@@ -32,6 +38,12 @@ from tenantferry.traffic.role_fence import (
 )
 
 ROLE = "tenant_acme"
+# Of sessions that cannot be told yet whose they are.
+LOGIN_TRANSACTIONS = """
+SELECT l.pid FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a USING (pid)
+WHERE l.locktype = 'virtualxid' AND l.pid <> pg_backend_pid() AND a.usesysid IS NULL
+    AND coalesce(a.backend_type, 'client backend') = 'client backend'
+"""
 ACME_ID = UUID("11111111-1111-1111-1111-111111111111")
 
 
@@ -174,12 +186,87 @@ def test_the_fence_refuses_where_another_login_could_write_the_rows(
     assert "reporting" in caught.value.detail
 
 
-def test_a_login_on_its_way_is_told_from_our_own_and_from_the_server(ours: connection) -> None:
-    query = resources.files("tenantferry.traffic").joinpath("role_logins.sql").read_text("utf-8")
+@contextmanager
+def stalling(params: ConnectionParams) -> Iterator[tuple[ConnectionParams, threading.Event]]:
+    """Forward one client up to where it has to prove who it is, and on only when told to."""
+    go_on = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
 
+        def forward(client: socket.socket, server: socket.socket) -> None:
+            while data := client.recv(4096):
+                server.sendall(data)
+            server.shutdown(socket.SHUT_WR)
+
+        def serve() -> None:
+            client, _ = listener.accept()
+            with client, socket.create_connection((params.host, params.port)) as server:
+                server.sendall(client.recv(4096))
+                go_on.wait(20)
+                answers = threading.Thread(target=forward, args=(server, client))
+                answers.start()
+                forward(client, server)
+                answers.join()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        options = {"sslmode": "disable", "gssencmode": "disable", "connect_timeout": "30"}
+        yield replace(params, port=listener.getsockname()[1], options=options), go_on
+        go_on.set()
+        thread.join()
+
+
+def test_a_login_that_stalls_neither_holds_up_the_fence_nor_gets_through(
+    ours: connection, client_params: ConnectionParams
+) -> None:
+    failures: list[str] = []
+
+    def log_in(params: ConnectionParams) -> None:
+        try:
+            open_client_connection(params, purpose="stalls").close()
+        except PermanentError as error:
+            failures.append(error.detail)
+
+    with stalling(client_params) as (params, go_on):
+        thread = threading.Thread(target=log_in, args=(params,))
+        thread.start()
+        deadline = time.monotonic() + 20
+        while read_pids(ours, LOGIN_TRANSACTIONS) == []:
+            assert time.monotonic() < deadline
+
+        fence = fence_off(ours)
+
+        assert read_pids(ours, LOGIN_TRANSACTIONS) != []
+        check_role_alone(ours, fence)
+        go_on.set()
+        thread.join()
+    [failure] = failures
+    assert "not permitted to log in" in failure
+
+
+def test_a_session_that_slipped_in_before_the_fence_reads_and_writes_nothing(
+    ours: connection, client_params: ConnectionParams
+) -> None:
     with ours:
-        # We and the server's workers are in transactions, too.
-        assert rows(ours, query) == []
+        rows(ours, "CREATE TABLE public.entries (tenant_id uuid DEFAULT app.current_tenant())")
+        rows(ours, "ALTER TABLE public.entries ENABLE ROW LEVEL SECURITY")
+        rows(ours, "CREATE POLICY own ON public.entries"
+                   " USING (tenant_id = (SELECT app.current_tenant()))")  # fmt: skip
+        rows(ours, f"GRANT ALL ON public.entries TO {ROLE}")
+    with closing(open_client_connection(client_params, purpose="late")) as late:
+        late.autocommit = True
+        rows(late, "INSERT INTO public.entries DEFAULT VALUES")
+        before = rows(late, "SELECT count(*) FROM public.entries")
+
+        # It stays, as if it could not be seen when the fence looked.
+        with ours:
+            set_role_login(ours, ROLE, allowed=False)
+
+        assert rows(late, "SELECT count(*) FROM public.entries") == [(0,)]
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            rows(late, "INSERT INTO public.entries DEFAULT VALUES")
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            rows(late, f"INSERT INTO public.entries VALUES ('{ACME_ID}')")
+    assert before == [(1,)]
 
 
 def test_the_fence_waits_for_a_login_that_passed_the_check_before(

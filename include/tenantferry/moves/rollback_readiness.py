@@ -21,6 +21,7 @@ from tenantferry.moves.readiness import check_schema, trial_alias
 from tenantferry.reverse.positions import reopen_position
 from tenantferry.reverse.slot import ensure_reverse
 from tenantferry.schema.catalog import read_tables
+from tenantferry.schema.isolation import ensure_isolation
 from tenantferry.schema.publication import ensure_publication
 from tenantferry.schema.reverse_publication import has_unpublished_tables
 from tenantferry.schema.sequences import check_sequences_can_go_back
@@ -75,6 +76,9 @@ def get_ready_to_go_back(move: Move, source: connection, target: connection) -> 
     :raises TransientError: if it cannot be rolled back now.
     """
     tenant = move.tenant
+    with target:
+        # The fence of the role rests on what it says of roles without a login.
+        ensure_isolation(target)
     way = _read_way_back(move, target)
     check_fenced(source, way.fence)
     move.router.check(tenant.alias, max_write_pause_seconds=tenant.max_write_pause_seconds)

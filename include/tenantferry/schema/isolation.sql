@@ -2,7 +2,8 @@
 -- statement may run twice. No parameters.
 --
 -- Invariant: a session that is not told whose it is sees no row. For a tenant's own role the
--- tenant follows from the role alone; a setting counts only for a shared role.
+-- tenant follows from the role alone; a setting counts only for a shared role. And nobody speaks for
+-- a tenant whose login was taken away: the fence of a rollback rests on that.
 
 CREATE SCHEMA IF NOT EXISTS app;
 COMMENT ON SCHEMA app IS 'Isolation of the tenants. Only the migration role may write here.';
@@ -30,6 +31,13 @@ AS $function$
 DECLARE
     found_id uuid;
 BEGIN
+    -- Who logged in, not as whom it works now: the migration role looks as the role of a tenant that
+    -- is not live yet.
+    IF NOT EXISTS (
+        SELECT FROM pg_roles AS r WHERE r.rolname = session_user AND r.rolcanlogin
+    ) THEN
+        RETURN NULL;
+    END IF;
     SELECT r.tenant_id INTO found_id
     FROM app.tenant_roles AS r
     WHERE r.role_name = current_user;

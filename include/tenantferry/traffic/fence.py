@@ -150,10 +150,10 @@ def raise_fence(source: connection, fence: Fence, *, timeout_seconds: float) -> 
         cursor.execute(_set_read_only(fence.database, "on"))
     deadline = time.monotonic() + timeout_seconds
     # Who began to log in before the fence was up may get in; who begins now is refused.
-    early = set(_read_logins(source))
+    early = set(read_logins(source))
     while True:
         # In this order: whoever is through with its login shows in the second look.
-        early &= set(_read_logins(source))
+        early &= set(read_logins(source))
         sessions = _read_sessions(source)
         if not sessions and not early:
             return
@@ -229,9 +229,15 @@ def describe_transactions(source: connection) -> list[str]:
     return found[:5]
 
 
-def _read_logins(source: connection) -> list[int]:
-    """Return the processes that are just logging in."""
-    with source.cursor() as cursor:
+def read_logins(session: connection) -> list[int]:
+    """
+    Return the processes that are just logging in to the session's database.
+
+    Not those that have not proved yet who they are: a client may take its time with that.
+
+    :param session: open transaction or autocommit; only read.
+    """
+    with session.cursor() as cursor:
         cursor.execute(_LOGINS)
         return [pid for (pid,) in cursor]
 

@@ -3,6 +3,11 @@ The fence of one tenant in the target: its role may not log in, and no session o
 
 The target serves others, so the database as a whole cannot be fenced. A tenant's rows can be
 written by its own role, and by whoever may speak as it: of those, nobody must be able to log in.
+
+Whether a role may log in is asked when a client has proved who it is, a moment before its session
+can be seen. Who passed in that moment does no harm: ``app.current_tenant()`` asks again in every
+query, and a session whose role may not log in any more has no tenant. A query that was asked
+before is one of a session that could be seen already.
 """
 
 from __future__ import annotations
@@ -18,11 +23,10 @@ from psycopg2.extensions import connection
 
 from tenantferry.errors import PermanentError, TransientError
 from tenantferry.schema.roles import set_role_login
-from tenantferry.traffic.fence import ForeignSessionError
+from tenantferry.traffic.fence import ForeignSessionError, read_logins
 
 _FOLDER = resources.files("tenantferry.traffic")
 _SESSIONS = _FOLDER.joinpath("role_sessions.sql").read_text("utf-8")
-_LOGINS = _FOLDER.joinpath("role_logins.sql").read_text("utf-8")
 _SPEAKERS = _FOLDER.joinpath("role_speakers.sql").read_text("utf-8")
 _LOGIN = "SELECT rolcanlogin FROM pg_catalog.pg_roles WHERE rolname = %s"
 _PREPARED = (
@@ -92,11 +96,12 @@ def raise_role_fence(target: connection, fence: RoleFence, *, timeout_seconds: f
     with target:
         set_role_login(target, fence.role, allowed=False)
     deadline = time.monotonic() + timeout_seconds
-    # Who was let in before that may still be on its way; who begins now is refused.
-    early = set(_read_logins(target))
+    # Who was let in before that may still be on its way, and would look like somebody who came
+    # through the fence; who begins now is refused.
+    early = _read_logins(target)
     while True:
         # In this order: whoever is through with its login shows in the second look.
-        early &= set(_read_logins(target))
+        early &= _read_logins(target)
         sessions = _read_sessions(target, fence.role)
         if not sessions and not early:
             break
@@ -144,11 +149,9 @@ def describe_role_transactions(target: connection, role: str) -> list[str]:
     return found[:5]
 
 
-def _read_logins(target: connection) -> list[int]:
-    """Return the processes that are just logging in."""
-    with target, target.cursor() as cursor:
-        cursor.execute(_LOGINS)
-        return [pid for (pid,) in cursor]
+def _read_logins(target: connection) -> set[int]:
+    with target:
+        return set(read_logins(target))
 
 
 def _read_sessions(target: connection, role: str) -> dict[int, str]:
