@@ -80,7 +80,7 @@ def lose(step):
         os.kill(os.getpid(), signal.SIGKILL)
 rollback(move, on_step=lose)
 """
-BEFORE = ["begun", "paused", "fenced", "drained", "sequences", "files"]
+BEFORE = ["prepared", "begun", "paused", "fenced", "drained", "sequences", "files"]
 AFTER = ["flipped", "lowered", "resumed"]
 
 
@@ -420,6 +420,33 @@ def test_rollback_undoes_itself_where_a_table_is_created_after_it_was_prepared(
         rollback(live.move)
 
 
+def test_rollback_pauses_nobody_when_the_target_has_no_replication_origin_left(
+    live: Stage, target_server: PostgresServer
+) -> None:
+    used: list[str] = []
+    [(most,)] = rows(
+        live.target,
+        "SELECT coalesce(current_setting('max_active_replication_origins', true),"
+        " current_setting('max_replication_slots'))::integer"
+        " - (SELECT count(*) FROM pg_replication_origin)::integer",
+    )
+    try:
+        for number in range(most):
+            used.append(f"other_{number}")
+            rows(live.target, "SELECT pg_replication_origin_create(%s)", used[-1])
+            rows(live.target, "SELECT pg_replication_origin_advance(%s, '0/1')", used[-1])
+
+        with pytest.raises(TransientError, match="no replication origin of the target is left"):
+            rollback(live.move)
+    finally:
+        for name in used:
+            rows(live.target, "SELECT pg_replication_origin_drop(%s)", name)
+
+    attempts = "SELECT count(*) FROM tenantferry.write_pauses WHERE direction = 'reverse'"
+    assert rows(live.target, attempts) == [(0,)]
+    assert_still_live(live)
+
+
 def test_rollback_undoes_itself_and_names_who_is_idle_in_a_transaction(live: Stage) -> None:
     text = aliases(live)
     move = with_tenant(live.move, max_write_pause_seconds=0.5)
@@ -566,7 +593,8 @@ def test_rollback_killed_before_the_decision_lets_clients_go_on_in_seconds(
     text = aliases(live)
     with Writers([live.client] * 2) as writers:
         writers.wait_for(20)
-        for step in BEFORE:
+        # A kill before that leaves the slot to the next call.
+        for step in BEFORE[1:]:
             process = run_script(SCRIPT, live.move, step, signal.SIGKILL)
             assert process.wait(30) == -signal.SIGKILL, step
             writers.wait_for(20, timeout_seconds=5)

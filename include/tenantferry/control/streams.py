@@ -39,6 +39,12 @@ _READ = resources.files("tenantferry.control").joinpath("stream.sql").read_text(
 _LOCK_SESSION = "SELECT pg_try_advisory_lock(hashtextextended('tenantferry stream ' || %s, 0))"
 _LOCK_TRANSACTION = _LOCK_SESSION.replace("advisory_lock", "advisory_xact_lock")
 _WAIT_LOCK = _LOCK_SESSION.replace("pg_try_advisory_lock", "pg_advisory_xact_lock")
+_ORIGINS = """
+SELECT count(*) FILTER (WHERE roname <> %s), coalesce(
+    current_setting('max_active_replication_origins', true),
+    current_setting('max_replication_slots'))::integer
+FROM pg_catalog.pg_replication_origin
+"""
 _END_HOLDER = resources.files("tenantferry.control").joinpath("end_stream.sql").read_text("utf-8")
 
 
@@ -180,6 +186,25 @@ def reset_stream(target: connection, tenant: str, position: int) -> None:
         cursor.execute(
             "INSERT INTO tenantferry.streams (tenant, position, confirmed) VALUES (%s, %s, %s)",
             (tenant, format_lsn(position), format_lsn(position)),
+        )
+
+
+def check_origin_room(target: connection, tenant: str) -> None:
+    """
+    Check that `reset_stream` finds room for the position of a tenant's stream.
+
+    :param target: open transaction or autocommit; only read.
+    :raises TransientError: if all origins of the server are taken.
+    """
+    with target.cursor() as cursor:
+        cursor.execute(_ORIGINS, (origin_name(tenant),))
+        others, most = cursor.fetchone() or (0, 0)
+    if others >= most:
+        raise TransientError(
+            f'no replication origin of the target is left for tenant "{tenant}"',
+            detail=f"All {most} are in use.",
+            hint="Raise max_active_replication_origins (before 18: max_replication_slots), or wait"
+            " until other moves have ended.",
         )
 
 

@@ -49,6 +49,7 @@ from tenantferry.moves.rollback_readiness import (
     WayBack,
     check_followed,
     get_ready_to_go_back,
+    slot_for_next_stream,
 )
 from tenantferry.moves.sessions import exclusive_step, open_source
 from tenantferry.reverse.marker import emit_grace_over
@@ -137,14 +138,18 @@ def _look(move: Move) -> None:
 def _hand_back(move: Move, target: connection, on_step: OnStep) -> None:
     with open_source(move.source, purpose=f"rollback {move.tenant.key}") as source:
         way = get_ready_to_go_back(move, source, target)
-        with write_pause(
-            move,
-            Direction.REVERSE,
-            source=source,
-            target=target,
-            fence=way.fence,
-            on_step=on_step,
-        ) as pause:
+        with (
+            # Last: until the stream reads it, it keeps the source's log.
+            slot_for_next_stream(move, source),
+            write_pause(
+                move,
+                Direction.REVERSE,
+                source=source,
+                target=target,
+                fence=way.fence,
+                on_step=on_step,
+            ) as pause,
+        ):
             _Rollback(move, pause, source=source, target=target, way=way).run(on_step)
 
 

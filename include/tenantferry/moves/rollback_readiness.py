@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import psycopg2
 from psycopg2.extensions import connection
 
 from tenantferry.backfill.snapshot import drop_slot, exported_snapshot
@@ -14,7 +17,7 @@ from tenantferry.connections import ConnectionParams, open_client_connection
 from tenantferry.control.direction import Direction
 from tenantferry.control.graces import REVERSE_SLOT, Grace, require_way_back
 from tenantferry.control.pauses import read_flipped_pause
-from tenantferry.control.streams import lock_stream
+from tenantferry.control.streams import check_origin_room, lock_stream
 from tenantferry.errors import PermanentError, TenantferryError, TransientError
 from tenantferry.moves.move import Move
 from tenantferry.moves.readiness import check_schema, trial_alias
@@ -81,6 +84,8 @@ def get_ready_to_go_back(move: Move, source: connection, target: connection) -> 
         ensure_isolation(target)
     way = _read_way_back(move, target)
     check_fenced(source, way.fence)
+    with target:
+        check_origin_room(target, tenant.key)
     move.router.check(tenant.alias, max_write_pause_seconds=tenant.max_write_pause_seconds)
     check_schema(
         move,
@@ -100,9 +105,27 @@ def get_ready_to_go_back(move: Move, source: connection, target: connection) -> 
         # What may be left of the forward stream: its end is not waited for in the pause.
         lock_stream(cursor, tenant.key, for_session=False)
     ensure_publication(source, tenant, read_tables(source, tenant))
-    # Last: until the stream reads it, it keeps the source's log.
-    _ensure_slot(move, source)
     return way
+
+
+@contextmanager
+def slot_for_next_stream(move: Move, source: connection) -> Iterator[None]:
+    """
+    Make sure that the source keeps what is written from now on, for the next forward stream.
+
+    Where the block fails before an attempt is recorded, nobody else would drop the slot, and the
+    source would keep its log: then it goes again.
+
+    :param source: session in autocommit; settling an attempt closes it.
+    :raises TransientError: if the slot could not be had in time.
+    """
+    _ensure_slot(move, source)
+    try:
+        yield
+    except BaseException:
+        if not source.closed:
+            _drop_slot(move, source)
+        raise
 
 
 def check_followed(target: connection, tenant: str) -> None:
@@ -199,8 +222,14 @@ def _check_lag(move: Move, target: connection) -> None:
         )
 
 
+def _drop_slot(move: Move, source: connection) -> None:
+    try:
+        drop_slot(source, move.tenant.slot)
+    except (psycopg2.Error, TransientError) as error:  # why the rollback failed is the news
+        logger.warning("replication slot %s is left on the source: %s", move.tenant.slot, error)
+
+
 def _ensure_slot(move: Move, source: connection) -> None:
-    """Make sure that the source keeps what is written from now on, for the next forward stream."""
     slot = move.tenant.slot
     with source.cursor() as cursor:
         cursor.execute(_SLOT, (slot,))
