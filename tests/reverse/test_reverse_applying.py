@@ -8,6 +8,7 @@ import pytest
 
 from reverse_stage import wait_until
 from tenantferry.fleet import TableKind
+from tenantferry.stream.pgoutput import Message, decode
 
 
 def test_reverse_applies_inserts_updates_and_deletes_to_each_tenants_own_source(way: Any) -> None:
@@ -310,6 +311,35 @@ def test_reverse_ignores_tables_that_do_not_move_and_tenants_that_are_not_live(w
     assert acme.rows("items") == ["(2,y)"]
     assert acme.rows("scratch") == []
     assert way["globex"].rows("items") == []
+
+
+def test_reverse_decodes_no_change_of_a_tenant_that_is_not_live(
+    way: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Another tenant's backfill must not hold up this one's rollback.
+    decoded: list[str] = []
+
+    def count(data: bytes, at: int) -> Message:
+        decoded.append(chr(data[at]))
+        return decode(data, at)
+
+    monkeypatch.setattr("tenantferry.reverse.dispatching.decode", count)
+    way.table("items", "id integer, name text")
+    way.ensure()
+    way.go_live("acme")
+
+    with way.follow() as following:
+        way["globex"].write(
+            "INSERT INTO items SELECT i, 'g' FROM generate_series(1, 1000) AS i",
+            "UPDATE items SET id = id + 1000 WHERE id < 500",
+            "DELETE FROM items WHERE id > 1200",
+        )
+        way["acme"].write("INSERT INTO items VALUES (1, 'a')", "UPDATE items SET id = 2")
+        following.catch_up("acme")
+
+    assert [kind for kind in decoded if kind in "IUD"] == ["I", "U"]
+    assert way["acme"].rows("items") == ["(2,a)"]
+    assert following.result.changes == 2 + 1000 + 499 + 299
 
 
 def test_reverse_carries_values_that_can_only_be_sent_as_text(way: Any) -> None:

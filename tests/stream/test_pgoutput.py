@@ -22,6 +22,10 @@ from tenantferry.stream.pgoutput import (
     Type,
     Update,
     decode,
+    has_new_row_only,
+    is_row_change,
+    peek_column,
+    peek_relation,
 )
 
 ONE, TWO, SEVEN = (b"\x00\x00\x00\x04" + n.to_bytes(4, "big") for n in (1, 2, 7))
@@ -111,6 +115,33 @@ def test_decode_marks_a_whole_old_row() -> None:
     assert isinstance(message, Update)
     assert message.is_whole
     assert message.old == [TWO, NULL, NULL, b"\x00\x00\x00\x01x", OK]
+
+
+ROW_CHANGES = [
+    "insert",
+    "update with unchanged toast and a text value",
+    "update of the key",
+    "delete of a whole row",
+    "delete by key",
+]
+
+
+@pytest.mark.parametrize("name", ROW_CHANGES)
+@pytest.mark.parametrize("column", range(5))
+def test_peek_column_reads_one_column_of_each_row(name: str, column: int) -> None:
+    data, message = CAPTURED[name]
+    parts = (getattr(message, "old", None), getattr(message, "new", None))
+
+    found = peek_column(b"header" + bytes.fromhex(data), 6, column)
+
+    assert found == tuple(row[column] for row in parts if row is not None)
+    assert peek_relation(b"header" + bytes.fromhex(data), 6) == 16609
+    assert has_new_row_only(b"header" + bytes.fromhex(data), 6) == (parts[0] is None)
+
+
+@pytest.mark.parametrize("name", CAPTURED)
+def test_is_row_change_tells_what_can_be_peeked_at(name: str) -> None:
+    assert is_row_change(bytes.fromhex(CAPTURED[name][0]), 0) == (name in ROW_CHANGES)
 
 
 @pytest.mark.parametrize("data", [b"S\0", b"I\0\0\0\1N\0\1x"], ids=["message", "column"])

@@ -1,7 +1,8 @@
 """
 From the target's messages to the lanes of the tenants in grace.
 
-Every change is decoded once, whatever the number of tenants; whose it is says its ``tenant_id``.
+Every change is decoded once at most, whatever the number of tenants; whose it is says its
+``tenant_id``, which is looked at first: most are of tenants that are not in grace.
 """
 
 from __future__ import annotations
@@ -36,11 +37,17 @@ from tenantferry.stream.pgoutput import (
     Field,
     Insert,
     LogicalMessage,
+    Message,
     Origin,
     Relation,
     Truncate,
     Type,
     Update,
+    decode,
+    has_new_row_only,
+    is_row_change,
+    peek_column,
+    peek_relation,
 )
 from tenantferry.stream.relations import TENANT_COLUMN, read_type_names
 from tenantferry.stream.walsender import Walsender
@@ -48,6 +55,8 @@ from tenantferry.stream.walsender import Walsender
 # After so many messages the stream looks at its other duties.
 _MESSAGES_PER_TURN = 2000
 _LENGTH = Struct("!I").pack
+# A tenant's id as a field, see `_spellings`.
+_BINARY_BYTES, _TEXT_BYTES = 4 + 16, 4 + 36
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +99,8 @@ class Dispatcher:
         self._catalog = catalog
         self._lose = lose
         self._lanes: dict[Field, Lane] = {}
-        # By oid: number of the shape, position of tenant_id, the relation; None: not ours.
-        self._tables: dict[int, tuple[int, int, Relation] | None] = {}
+        # By oid: number of the shape, position of tenant_id, the relation. Others are not ours.
+        self._tables: dict[int, tuple[int, int, Relation]] = {}
         self._begun: Begin | None = None
         self._is_skipping = False
         self._touched: dict[int, Lane] = {}
@@ -135,13 +144,13 @@ class Dispatcher:
         """
         self.has_more = False
         take = self._take
-        for number, (message, size) in enumerate(self._walsender.read()):
+        for number, (message, size) in enumerate(self._walsender.read(self._decode)):
             kind = type(message)
             handler = take.get(kind)
             if handler is not None:
                 self._size = size
                 handler(message)
-            elif kind is not Type:
+            elif message is not None and kind is not Type:
                 raise BrokenStreamError(f"a message {kind.__name__} was not expected")
             if number >= _MESSAGES_PER_TURN or self.barrier is not None:
                 self.has_more = True
@@ -155,6 +164,28 @@ class Dispatcher:
         for lane in lanes:
             lane.flush()
         return lanes
+
+    def _decode(self, data: bytes, at: int) -> Message | None:
+        """Decode a message, unless it is a change of rows that are of no tenant in grace."""
+        if is_row_change(data, at) and self._is_foreign(data, at):
+            return None
+        return decode(data, at)
+
+    def _is_foreign(self, data: bytes, at: int) -> bool:
+        table = self._tables.get(peek_relation(data, at))
+        if table is None or self._is_skipping:
+            return True
+        _, column, relation = table
+        lanes = self._lanes
+        if column == len(relation.columns) - 1 and has_new_row_only(data, at):
+            # As in every table that was widened: the message ends with the tenant's id.
+            is_foreign = not (data[-_BINARY_BYTES:] in lanes or data[-_TEXT_BYTES:] in lanes)
+        else:
+            owners = peek_column(data, at, column)
+            # A row whose tenant was not sent may be anybody's.
+            is_foreign = not any(owner in lanes or owner == NULL for owner in owners)
+        self.changes += is_foreign
+        return is_foreign
 
     def _begin(self, message: Begin) -> None:
         self._begun = message
@@ -183,7 +214,7 @@ class Dispatcher:
             return
         names = [column.name for column in message.columns]
         if TENANT_COLUMN not in names:
-            self._tables[message.oid] = None
+            self._tables.pop(message.oid, None)
             return
         at = names.index(TENANT_COLUMN)
         shape = self._describe(message, names)
@@ -204,10 +235,7 @@ class Dispatcher:
         )
 
     def _insert(self, message: Insert) -> None:
-        table = self._tables[message.relation]
-        if table is None or self._is_skipping:
-            return
-        number, at, _ = table
+        number, at, _ = self._tables[message.relation]
         new = message.new
         lane = self._lanes.get(new.pop(at))
         self.changes += 1
@@ -215,10 +243,7 @@ class Dispatcher:
             self._hand_over(lane, (number, INSERT, None, new))
 
     def _update(self, message: Update) -> None:
-        table = self._tables[message.relation]
-        if table is None or self._is_skipping:
-            return
-        number, at, relation = table
+        number, at, relation = self._tables[message.relation]
         old, new = message.old, message.new
         owner = new.pop(at)
         self.changes += 1
@@ -261,10 +286,7 @@ class Dispatcher:
         self._hand_over(lane, (number, INSERT, None, image))
 
     def _delete(self, message: Delete) -> None:
-        table = self._tables[message.relation]
-        if table is None or self._is_skipping:
-            return
-        number, at, relation = table
+        number, at, relation = self._tables[message.relation]
         lane = self._find_owner(message.old.pop(at), relation)
         self.changes += 1
         if lane is not None:
@@ -284,7 +306,7 @@ class Dispatcher:
     def _truncate(self, message: Truncate) -> None:
         if self._is_skipping:
             return
-        tables = [table for oid in message.relations if (table := self._tables[oid])]
+        tables = [table for oid in message.relations if (table := self._tables.get(oid))]
         for lane in set(self._lanes.values()):
             for number, _, _ in tables:
                 self._hand_over(lane, (number, TRUNCATE, None, None))

@@ -160,6 +160,36 @@ def decode(data: bytes, at: int = 0) -> Message:
     return decoder(data, at + 1)
 
 
+def is_row_change(data: bytes, at: int) -> bool:
+    """Tell whether the message that starts at byte *at* is an `Insert`, `Update` or `Delete`."""
+    return data[at] in _ROW_CHANGES
+
+
+def has_new_row_only(data: bytes, at: int) -> bool:
+    """Tell whether a row change brings a new row and no old one; it ends with that then."""
+    return data[at + 5] == _NEW
+
+
+def peek_relation(data: bytes, at: int) -> int:
+    """Return the relation of a row change, and understand nothing else of it."""
+    relation: int = _INT32(data, at + 1)[0]
+    return relation
+
+
+def peek_column(data: bytes, at: int, column: int) -> tuple[Field, ...]:
+    """
+    Return one column of the old and the new row of a row change, as far as it has them.
+
+    :param column: position in the relation.
+    """
+    at += 6
+    if data[at - 1] == _NEW or data[at - 6] == _DELETE:
+        return (_peek(data, at, column),)
+    (count,) = _INT16(data, at)
+    new = _skip(data, at + 2, count) + 1
+    return _peek(data, at, column), _peek(data, new, column)
+
+
 def _begin(data: bytes, at: int) -> Begin:
     return Begin(*_BEGIN(data, at))
 
@@ -231,6 +261,9 @@ def _string(data: bytes, at: int) -> tuple[str, int]:
     return data[at:end].decode("utf-8"), end + 1
 
 
+_WITH_BYTES = b"bt"
+_ROW_CHANGES = b"IUD"
+_DELETE = _ROW_CHANGES[2]
 _NEW, _WHOLE, _BINARY, _NULL, _TEXT, _UNCHANGED = b"NObntu"
 
 
@@ -257,6 +290,24 @@ def _tuple(data: bytes, at: int) -> tuple[list[Field], int]:
         else:
             raise ProtocolError(f"pgoutput sent a column of unknown kind {chr(kind)!r}")
     return fields, at
+
+
+def _peek(data: bytes, at: int, column: int) -> Field:
+    at = _skip(data, at + 2, column)
+    kind = data[at]
+    if kind == _NULL:
+        return NULL
+    if kind == _UNCHANGED:
+        return UNCHANGED
+    return data[at + 1 : at + 5 + _INT32(data, at + 1)[0]]
+
+
+def _skip(data: bytes, at: int, count: int) -> int:
+    """Return where the field after so many others begins."""
+    for _ in range(count):
+        kind = data[at]
+        at += 5 + _INT32(data, at + 1)[0] if kind in _WITH_BYTES else 1
+    return at
 
 
 _DECODERS: dict[int, Callable[[bytes, int], Message]] = {

@@ -19,6 +19,7 @@ from tenantferry.stream.pgoutput import (
     Truncate,
     Type,
     Update,
+    decode,
 )
 from tenantferry.stream.relations import Relations
 from tenantferry.stream.walsender import Walsender
@@ -93,7 +94,7 @@ class Reader:
             waiting, self._waiting = self._waiting, None
             self._begin(waiting)
         batch = self.batch
-        for number, (message, size) in enumerate(self._walsender.read()):
+        for number, (message, size) in enumerate(self._walsender.read(decode)):
             kind = type(message)
             take = self._take.get(kind)
             if take is not None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from struct import Struct
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import psycopg2
 
 from tenantferry.connections import ConnectionParams, open_replication_connection
 from tenantferry.errors import TransientError
 from tenantferry.stream.copyboth import CopyBoth
-from tenantferry.stream.pgoutput import Message, decode
 
+_M = TypeVar("_M")
 _DATA, _KEEPALIVE = b"wk"
 # "w", start and end of the log data, time of sending.
 _DATA_HEADER_BYTES = 25
@@ -93,12 +93,13 @@ class Walsender:
         """Return the descriptor that is readable when `read` may have something."""
         return self._copy.fileno()
 
-    def read(self) -> Iterator[tuple[Message, int]]:
+    def read(self, decode: Callable[[bytes, int], _M]) -> Iterator[tuple[_M, int]]:
         """
         Yield each message that has arrived, with its size in bytes; never wait.
 
         A caller may stop iterating at any message and go on with the next call.
 
+        :param decode: returns the message that starts at a byte.
         :raises TransientError: if the session is lost.
         """
         copy = self._copy
