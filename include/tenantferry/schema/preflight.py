@@ -29,6 +29,11 @@ _BEFORE_COPY = frozenset({None, Phase.REGISTERED, Phase.PREPARED})
 # From this version on a server refuses UPDATE where the identity has columns that are not sent.
 _VERSION_THAT_WANTS_ALL_SENT = 180000
 _HAS_ROWS = sql.SQL("SELECT {label} WHERE EXISTS (SELECT FROM {table} WHERE tenant_id = {id})")
+_MAY_SET_REPLICA_ROLE = (
+    "SELECT pg_catalog.has_parameter_privilege('session_replication_role', 'SET')"
+)
+_IS_SUPERUSER = "SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"
+_VERSION_WITH_PARAMETER_GRANTS = 150000
 _TENANT_ROLES = "SELECT role_name, tenant_id::text FROM app.tenant_roles"
 _NAMESAKES = """
 SELECT tenant, tenant_id::text FROM tenantferry.tenants
@@ -91,8 +96,16 @@ def _read_source_facts(source: connection, tenant: Tenant, catalog: Catalog) -> 
     return {
         **facts,
         "major": source.server_version // 10000,
+        "replica_role": _may_set_replica_role(source),
         "moving_tables": [[table.schema, table.name] for table in _moving(catalog, tenant)],
     }
+
+
+def _may_set_replica_role(source: connection) -> bool:
+    has_grants = source.server_version >= _VERSION_WITH_PARAMETER_GRANTS
+    with source.cursor() as cursor:
+        cursor.execute(_MAY_SET_REPLICA_ROLE if has_grants else _IS_SUPERUSER)
+        return cursor.fetchone() == (True,)
 
 
 def _read_target_facts(target: connection, tenant: Tenant, source: Catalog) -> dict[str, Any]:

@@ -14,6 +14,7 @@ Check = Callable[[Facts, Tenant], Iterator[Finding]]
 SOURCE_VERSIONS = range(14, 19)
 # The durable slot and, in a later round of the backfill or a validation, a temporary one.
 _NEEDED_SLOTS = 2
+_VERSION_WITH_PARAMETER_GRANTS = 15
 
 
 def check_server(facts: Facts, _tenant: Tenant) -> Iterator[Finding]:
@@ -65,6 +66,19 @@ def check_privileges(facts: Facts, _tenant: Tenant) -> Iterator[Finding]:
         detail = f'Role "{member}" is a member of the migration role and could write past the'
         hint = "REVOKE that membership."
         yield error("privileges", "source", f"{detail} fence.", hint)
+
+
+def check_way_back(facts: Facts, _tenant: Tenant) -> Iterator[Finding]:
+    """Check that the reverse stream could write here: without foreign keys and triggers."""
+    if facts["replica_role"]:
+        return
+    detail = "The migration role may not set session_replication_role: no tenant could go back."
+    if facts["major"] < _VERSION_WITH_PARAMETER_GRANTS:
+        hint = "Before PostgreSQL 15 only a superuser may: make it one, or go without a way back."
+        yield warning("way back", "source", detail, hint)
+    else:
+        hint = "Run source_privileges.sql as a superuser."
+        yield error("way back", "source", detail, hint)
 
 
 def check_app_roles(facts: Facts, _tenant: Tenant) -> Iterator[Finding]:
@@ -124,6 +138,7 @@ SOURCE_CHECKS: Mapping[str, Check] = {
     "server": check_server,
     "slots": check_slots,
     "privileges": check_privileges,
+    "way back": check_way_back,
     "app roles": check_app_roles,
     "bystanders": check_bystanders,
     "names": check_schema,
