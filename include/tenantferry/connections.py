@@ -12,13 +12,14 @@ from psycopg2.extras import LogicalReplicationConnection
 
 from tenantferry.errors import PermanentError, TransientError
 
+_USER_TIMEOUT_MS = 60_000
 # Of the server's end. A machine that is lost says no farewell: without them, its sessions keep
 # their locks, and a step its tenant, for the two hours that a kernel waits by default.
 _KEEPALIVES: Mapping[str, str] = {
     "tcp_keepalives_idle": "20",
     "tcp_keepalives_interval": "10",
     "tcp_keepalives_count": "4",
-    "tcp_user_timeout": "60000",
+    "tcp_user_timeout": str(_USER_TIMEOUT_MS),
 }
 
 # What a session of ours never takes from a role's or a database's defaults. Deparsed catalog
@@ -161,7 +162,13 @@ def _connect(params: ConnectionParams, purpose: str, **arguments: Any) -> Any:
             keepalives_idle=20,
             keepalives_interval=10,
             keepalives_count=4,
-            **{"connect_timeout": 10, **params.options, **arguments},
+            # Keepalives do not count while something was sent that the peer has not answered.
+            **{
+                "connect_timeout": 10,
+                "tcp_user_timeout": _USER_TIMEOUT_MS,
+                **params.options,
+                **arguments,
+            },
         )
     except psycopg2.OperationalError as error:
         reason = " ".join(str(error).split())
