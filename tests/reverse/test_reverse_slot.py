@@ -14,10 +14,14 @@ from reverse_stage import Way, drop_slot, execute, wait_until
 from tenantferry.connections import open_connection
 from tenantferry.control.graces import REVERSE_SLOT, lose_way_back
 from tenantferry.control.phases import Phase
-from tenantferry.control.reverse_slot import read_reverse_slot
+from tenantferry.control.reverse_slot import (
+    lose_reverse_slot,
+    read_reverse_slot,
+    record_reverse_slot,
+)
 from tenantferry.errors import PermanentError, TransientError
 from tenantferry.local.postgres import PostgresServer
-from tenantferry.lsn import format_lsn
+from tenantferry.lsn import format_lsn, parse_lsn
 from tenantferry.reverse import loop
 from tenantferry.reverse.slot import check_reverse_slot, drop_reverse_slot, ensure_reverse
 from tenantferry.schema import reverse_publication
@@ -156,6 +160,38 @@ def test_ensure_reverse_replaces_a_slot_that_is_gone_and_says_who_lost(
     assert exists(way)
     assert "does not exist" in (way.grace("acme").lost_reason or "")
     check_reverse_slot(way.target)
+
+
+def test_a_slot_that_a_cutover_makes_anew_is_not_dropped_by_who_finds_the_former_lost(
+    way: Way, target_server: PostgresServer
+) -> None:
+    way.table("items", "id integer")
+    way.ensure()
+    way.go_live("acme")
+    drop_slot(target_server)
+    waits = (
+        "SELECT pid FROM pg_stat_activity WHERE application_name = 'tenantferry reverse stream'"
+        " AND wait_event_type = 'Lock'"
+    )
+    with closing(open_connection(way.target_params, purpose="cutover", autocommit=True)) as cutover:
+        execute(cutover, "SELECT pg_advisory_lock(hashtextextended('tenantferry reverse slot', 0))")
+        with way.follow() as following:
+            wait_until(lambda: execute(cutover, waits) != [])
+            lose_reverse_slot(cutover, reason="It is gone.")
+            way.begin_grace("globex")
+            [(lsn,)] = execute(
+                cutover,
+                "SELECT lsn::text FROM pg_create_logical_replication_slot(%s, 'pgoutput')",
+                REVERSE_SLOT,
+            )
+            record_reverse_slot(cutover, confirmed=parse_lsn(lsn))
+            execute(cutover, "SELECT pg_advisory_unlock_all()")
+            error = following.failure()
+
+    assert isinstance(error, TransientError)
+    assert "was replaced just now" in str(error)
+    assert exists(way)
+    assert way.grace("globex").lost_at is None
 
 
 def test_check_reverse_slot_refuses_a_flip_without_a_slot(

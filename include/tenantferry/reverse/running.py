@@ -182,8 +182,11 @@ def _take_slot(control: connection, record: ReverseSlot) -> None:
     """
     for _ in range(3):
         slot = read_slot(control)
-        if (loss := check_loss(slot, recorded=record.confirmed)) is not None:
-            raise settle_loss(control, reason=loss)
+        if check_loss(slot, recorded=record.confirmed) is not None:
+            raise settle_loss(control) or TransientError(
+                f'replication slot "{REVERSE_SLOT}" of the target was replaced just now',
+                hint="The next start reads the new one.",
+            )
         if slot is None or slot.active_pid is None:
             return
         if not slot.is_ours:

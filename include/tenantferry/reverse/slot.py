@@ -35,8 +35,9 @@ logger = logging.getLogger(__name__)
 SLOT_TIMEOUT_SECONDS = 60.0
 
 _SLOT = resources.files("tenantferry.reverse").joinpath("slot.sql").read_text("utf-8")
-# One at a time: several cutovers may want the slot at once. Literal, no parameters.
+# Nobody makes the slot while another does, or gives it up. Literals, no parameters.
 _LOCK = "SELECT pg_advisory_lock(hashtextextended('tenantferry reverse slot', 0))"
+_UNLOCK = _LOCK.replace("advisory_lock", "advisory_unlock")
 _LOCK_TIMEOUT = "60s"
 
 
@@ -82,7 +83,7 @@ def ensure_reverse(
         if read_reverse_slot(session) is not None:
             if slot is not None and not slot.is_lost:
                 return
-            settle_loss(session, reason=_tell_loss(slot))
+            _settle_loss(session, reason=_tell_loss(slot))
             slot = None
         if slot is not None and not slot.is_lost:
             # Of a creation that was interrupted before it was recorded.
@@ -173,14 +174,28 @@ def drop_reverse_slot(target: ConnectionParams) -> bool:
     return True
 
 
-def settle_loss(target: connection, *, reason: str) -> PermanentError:
+def settle_loss(target: connection) -> PermanentError | None:
     """
-    Give the slot up: whoever is live now lost the way back, whoever goes live gets a new slot.
+    Give the slot up if it has lost changes: whoever is live now lost the way back.
+
+    Whoever goes live gets a new slot.
 
     :param target: session in autocommit. Commits.
-    :param reason: a whole sentence.
-    :return: what to tell people.
+    :return: what to tell people; ``None`` where nothing is lost, or somebody has settled it.
     """
+    with target.cursor() as cursor:
+        cursor.execute(_LOCK)
+        try:
+            record = read_reverse_slot(target)
+            if record is None:
+                return None
+            loss = check_loss(read_slot(target), recorded=record.confirmed)
+            return None if loss is None else _settle_loss(target, reason=loss)
+        finally:
+            cursor.execute(_UNLOCK)
+
+
+def _settle_loss(target: connection, *, reason: str) -> PermanentError:
     target.autocommit = False
     with target:
         lost = lose_reverse_slot(target, reason=reason)
