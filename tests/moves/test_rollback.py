@@ -32,6 +32,7 @@ from tenantferry.moves.move import Move
 from tenantferry.moves.prepare import prepare
 from tenantferry.moves.probe import probe
 from tenantferry.moves.rollback import rollback
+from tenantferry.moves.rollback_readiness import speaks_english
 from tenantferry.moves.validate import validate
 from tenantferry.traffic.fence import lower_fence, plan_fence
 from tenantferry.traffic.settlement import settle
@@ -331,6 +332,30 @@ def test_rollback_pauses_nobody_when_the_source_does_not_know_the_login_any_more
     assert "password authentication failed" in caught.value.detail
     assert "tenantferry_acme" not in aliases(live)
     assert_still_live(live)
+
+
+@pytest.mark.parametrize("is_english", [False, True], ids=["german", "english"])
+def test_rollback_does_not_depend_on_the_language_of_the_source(
+    live: Stage, monkeypatch: pytest.MonkeyPatch, *, is_english: bool
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise TransientError("could not connect", detail="FATAL: keine Berechtigung für Datenbank")
+
+    readiness = "tenantferry.moves.rollback_readiness"
+    monkeypatch.setattr(f"{readiness}.open_client_connection", refuse)
+    monkeypatch.setattr(f"{readiness}.speaks_english", lambda _: is_english)
+
+    if is_english:
+        with pytest.raises(TransientError, match="cannot take the application"):
+            rollback(live.move)
+        assert_still_live(live)
+    else:
+        rollback(live.move)
+        assert who(live) == "app_owner"
+
+
+def test_speaks_english_knows_the_language_of_the_servers_of_the_tests(stage: Stage) -> None:
+    assert speaks_english(stage.source)
 
 
 def test_rollback_refuses_an_alias_file_that_forgot_where_the_alias_pointed(live: Stage) -> None:
