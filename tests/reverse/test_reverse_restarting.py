@@ -114,6 +114,27 @@ def test_reverse_applies_exactly_once_across_kills_gotcha_6(live: Any) -> None:
     assert len(live["acme"].rows("log")) > 50
 
 
+def test_reverse_applies_exactly_once_when_it_is_killed_after_any_step(live: Any) -> None:
+    steps = [
+        ("Board", "follow", 1),  # the first start only
+        ("SourceProgress", "record", 3),  # not committed
+        ("Lane", "applied", 3),  # committed, not reported
+        ("Board", "report", 3),  # reported, the slot not recorded
+        ("Board", "record_slot", 3),  # recorded, not confirmed
+        ("Walsender", "confirm", 3),
+    ]
+
+    with writing(live):
+        for step in steps:
+            process = start_process(live, fatal=step)
+            assert process.wait(60) == -signal.SIGKILL, step
+    with live.follow() as following:
+        following.catch_up()
+
+    check_equal(live)
+    assert len(live["acme"].rows("log")) > 50
+
+
 def test_reverse_applies_nothing_twice_that_the_slot_sends_again(live: Any) -> None:
     nowhere = dataclasses.replace(live["globex"].params, port=1)
     process = start_process(live, params={"globex": nowhere})

@@ -360,12 +360,17 @@ class Way:
 
 
 def start_process(
-    way: Way, *, memory_bytes: int = 1 << 22, params: dict[str, ConnectionParams] | None = None
+    way: Way,
+    *,
+    memory_bytes: int = 1 << 22,
+    params: dict[str, ConnectionParams] | None = None,
+    fatal: tuple[str, str, int] | None = None,
 ) -> subprocess.Popen[str]:
     """
     Start the reverse streams in a process of their own.
 
     :param params: where some sources are believed to be.
+    :param fatal: class, method, and number of its calls after which the process kills itself.
     """
     believed = {key: side.params for key, side in way.sides.items()} | (params or {})
     process = subprocess.Popen(
@@ -384,6 +389,7 @@ def start_process(
             for key, side in way.sides.items()
         },
         "memory_bytes": memory_bytes,
+        "fatal": fatal,
     }
     json.dump(given, process.stdin)
     process.stdin.close()
