@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from uuid import NAMESPACE_DNS, uuid5
 
@@ -11,8 +11,15 @@ from psycopg2.extensions import connection
 from tenantferry.control.phases import Phase
 from tenantferry.control.registry import change_phase, ensure_registered
 from tenantferry.control.waves import Standing, Wave, read_wave
+from tenantferry.fleet.operation import Waves
+from tenantferry.fleet.window import Day, Window
+from tenantferry.waves.nightly import begin_wave
+from tenantferry.waves.planning import WavePlan
 from tenantferry.waves.reading import Databases
+from tenantferry.waves.running import advance_wave
+from tenantferry.waves.runs import Wait
 from tenantferry.waves.standings import RunLook
+from tenantferry.waves.summary import WaveSummary
 
 WAY = (Phase.PREPARED, Phase.BACKFILLING, Phase.STREAMING, Phase.VALIDATED, Phase.CUTTING_OVER)
 
@@ -37,6 +44,10 @@ class ScriptedRuns:
     def find_open(self, tenant: str) -> RunLook | None:
         found = [look for (key, _), look in self.looks.items() if key == tenant and look.is_open]
         return found[0] if found else None
+
+    def delete(self, tenant: str) -> None:
+        """Let a person delete the runs of a tenant, or Airflow clean them away."""
+        self.looks = {run: look for run, look in self.looks.items() if run[0] != tenant}
 
     def start(self, tenant: str, run_id: str, *, note: str) -> str:
         if self.crash is not None:
@@ -65,6 +76,33 @@ class NightStage:
     target: connection
 
     until = datetime.now(UTC) + timedelta(hours=8)
+
+    def plan(self, run_id: str = "night 1") -> WavePlan:
+        """Plan the wave of a run that has started nobody yet."""
+        made = begin_wave(self.databases, self.runs, run_id=run_id, until=self.until)
+        assert isinstance(made, WavePlan)
+        return made
+
+    def advance(self, run_id: str = "night 1") -> Wait | WaveSummary:
+        """Take the next step."""
+        return advance_wave(self.databases, self.runs, run_id=run_id)
+
+    def configure(self, **settings: object) -> None:
+        """Declare some settings of the waves differently."""
+        waves = Waves(**{**self.databases.fleet.waves.model_dump(), **settings})
+        fleet = self.databases.fleet.model_copy(update={"waves": waves})
+        self.databases = replace(self.databases, fleet=fleet)
+
+    def close_window(self, tenant: str) -> None:
+        """Declare a window that opens on another day only."""
+        fleet = self.databases.fleet
+        day = list(Day)[(datetime.now(UTC).weekday() + 3) % 7]
+        window = Window.model_validate({"from": "00:00", "to": "01:00", "days": [day]})
+        declared = fleet.tenants[tenant].model_copy(update={"window": window})
+        tenants = {**fleet.tenants, tenant: declared}
+        self.databases = replace(
+            self.databases, fleet=fleet.model_copy(update={"tenants": tenants})
+        )
 
     def bring_live(self, tenant: str) -> None:
         """Let the run of a tenant end well."""

@@ -8,34 +8,15 @@ import pytest
 from night_stage import WAY, NightStage
 from tenantferry.connections import ConnectionParams
 from tenantferry.control.phases import Phase
-from tenantferry.control.waves import Standing, name_run
-from tenantferry.errors import TransientError
-from tenantferry.fleet.operation import Waves
+from tenantferry.control.waves import Standing
 from tenantferry.local.postgres import PostgresServer
 from tenantferry.waves.nightly import begin_wave, resume_wave, show_plan
 from tenantferry.waves.planning import WavePlan
 from tenantferry.waves.reading import read_stage
-from tenantferry.waves.running import advance_wave
 from tenantferry.waves.runs import Wait
 from tenantferry.waves.standings import RunLook
 from tenantferry.waves.starting import RECHECK
 from tenantferry.waves.summary import WaveStoppedError, WaveSummary
-
-
-def plan(stage: NightStage, run_id: str = "night 1") -> WavePlan:
-    made = begin_wave(stage.databases, stage.runs, run_id=run_id, until=stage.until)
-    assert isinstance(made, WavePlan)
-    return made
-
-
-def advance(stage: NightStage, run_id: str = "night 1") -> Wait | WaveSummary:
-    return advance_wave(stage.databases, stage.runs, run_id=run_id)
-
-
-def configure(stage: NightStage, **settings: object) -> None:
-    waves = Waves(**{**stage.databases.fleet.waves.model_dump(), **settings})
-    fleet = stage.databases.fleet.model_copy(update={"waves": waves})
-    stage.databases = replace(stage.databases, fleet=fleet)
 
 
 def test_a_dry_run_plans_the_first_night_and_leaves_no_trace(stage: NightStage) -> None:
@@ -56,8 +37,8 @@ def test_the_first_wave_makes_the_control_schema(stage: NightStage) -> None:
     with stage.target.cursor() as cursor:
         cursor.execute("DROP SCHEMA tenantferry CASCADE")
 
-    plan(stage)
-    advance(stage)
+    stage.plan()
+    stage.advance()
 
     assert stage.runs.started == ["acme", "globex"]
 
@@ -66,9 +47,10 @@ def test_a_control_schema_from_before_there_were_waves_is_completed(stage: Night
     stage.register("initech", [Phase.PREPARED])
     with stage.target.cursor() as cursor:
         cursor.execute("DROP TABLE tenantferry.wave_members, tenantferry.waves")
+        cursor.execute("COMMENT ON SCHEMA tenantferry IS NULL")
 
     shown = show_plan(stage.databases, stage.runs, until=stage.until)
-    made = plan(stage)
+    made = stage.plan()
 
     assert [line.tenant for line in shown.held_back] == ["initech"]
     assert [line.tenant for line in made.picked] == ["acme", "globex"]
@@ -80,7 +62,7 @@ def test_a_source_server_that_does_not_answer_lets_its_tenants_wait(stage: Night
     sources = {**stage.databases.sources, "globex": gone, "initech": 'connection "x" is missing'}
     stage.databases = replace(stage.databases, sources=sources)
 
-    made = plan(stage)
+    made = stage.plan()
 
     assert [line.tenant for line in made.picked] == ["acme"]
     reasons = {line.tenant: line.reason for line in made.waiting}
@@ -94,7 +76,7 @@ def test_a_source_database_that_is_gone_costs_nobody_else_their_size(stage: Nigh
     sources = {**stage.databases.sources, "acme": acme.with_database("nowhere")}
     stage.databases = replace(stage.databases, sources=sources)
 
-    made = plan(stage)
+    made = stage.plan()
 
     assert [line.tenant for line in made.picked] == ["globex", "initech"]
     assert made.waiting[0].reason == 'unknown: its source has no database "nowhere"'
@@ -103,14 +85,14 @@ def test_a_source_database_that_is_gone_costs_nobody_else_their_size(stage: Nigh
 def test_a_wave_starts_the_next_when_one_is_live_and_is_over_when_all_are(
     stage: NightStage,
 ) -> None:
-    plan(stage)
+    stage.plan()
 
-    first = advance(stage)
+    first = stage.advance()
     stage.bring_live("globex")
-    second = advance(stage)
+    second = stage.advance()
     for tenant in ("acme", "initech"):
         stage.bring_live(tenant)
-    last = advance(stage)
+    last = stage.advance()
 
     assert isinstance(first, Wait)
     assert [watched.tenant for watched in first.watched] == ["acme", "globex"]
@@ -125,49 +107,17 @@ def test_a_wave_starts_the_next_when_one_is_live_and_is_over_when_all_are(
     assert ended.last_live_at is not None
 
 
-def test_a_step_that_died_before_it_started_the_run_starts_it_when_it_is_taken_again(
-    stage: NightStage,
-) -> None:
-    plan(stage)
-    stage.runs.crash = TransientError("the worker is gone")
-    with pytest.raises(TransientError):
-        advance(stage)
-
-    advance(stage)
-
-    assert stage.runs.started == ["acme", "globex"]
-
-
-def test_a_step_that_died_after_it_started_the_run_does_not_start_it_again(
-    stage: NightStage,
-) -> None:
-    plan(stage)
-    wave = stage.wave("night 1")
-    with stage.target.cursor() as cursor:  # what is left when it dies right after the start
-        cursor.execute(
-            "UPDATE tenantferry.wave_members SET started_at = now(), standing = 'running',"
-            " since = now() WHERE tenant = 'acme'"
-        )
-    stage.runs.looks["acme", name_run(wave.number, "acme")] = RunLook(Standing.RUNNING)
-
-    found = advance(stage)
-
-    assert stage.runs.started == ["globex"]
-    assert isinstance(found, Wait)
-    assert [watched.tenant for watched in found.watched] == ["acme", "globex"]
-
-
 def test_a_wave_that_exceeds_its_budget_waits_for_those_in_flight_and_says_why(
     stage: NightStage,
 ) -> None:
-    plan(stage)
-    advance(stage)
+    stage.plan()
+    stage.advance()
     stage.fail("acme")
 
-    waiting = advance(stage)
+    waiting = stage.advance()
     stage.bring_live("globex")
     with pytest.raises(WaveStoppedError) as stopped:
-        advance(stage)
+        stage.advance()
 
     assert isinstance(waiting, Wait)
     assert stage.runs.started == ["acme", "globex"]
@@ -184,15 +134,15 @@ def test_a_wave_that_exceeds_its_budget_waits_for_those_in_flight_and_says_why(
 
 
 def test_the_next_night_goes_on_and_holds_back_who_failed(stage: NightStage) -> None:
-    plan(stage)
-    advance(stage)
+    stage.plan()
+    stage.advance()
     stage.fail("acme")
     stage.bring_live("globex")
     with pytest.raises(WaveStoppedError):
-        advance(stage)
+        stage.advance()
 
-    made = plan(stage, "night 2")
-    advance(stage, "night 2")
+    made = stage.plan("night 2")
+    stage.advance("night 2")
 
     assert [line.tenant for line in made.picked] == ["initech"]
     assert [line.tenant for line in made.held_back] == ["acme"]
@@ -204,29 +154,29 @@ def test_the_next_night_goes_on_and_holds_back_who_failed(stage: NightStage) -> 
 def test_a_tenant_that_was_mended_by_hand_is_finished_and_fills_its_stage(
     stage: NightStage,
 ) -> None:
-    configure(stage, stages=(50, 100), soak_hours=0, most_in_flight_per_source=1)
-    plan(stage)
-    advance(stage)
+    stage.configure(stages=(50, 100), soak_hours=0, most_in_flight_per_source=1)
+    stage.plan()
+    stage.advance()
     stage.fail("acme")
     with pytest.raises(WaveStoppedError):
-        advance(stage)
+        stage.advance()
     stage.bring_live("acme")
 
-    made = plan(stage, "night 2")
+    made = stage.plan("night 2")
 
     assert (made.stage.number, made.stage.size) == (2, 2)
     assert [line.tenant for line in made.picked] == ["globex", "initech"]
 
 
 def test_a_stage_whose_tenant_was_rolled_back_is_not_over(stage: NightStage) -> None:
-    configure(stage, stages=(50, 100), soak_hours=0)
-    plan(stage)
-    advance(stage)
+    stage.configure(stages=(50, 100), soak_hours=0)
+    stage.plan()
+    stage.advance()
     stage.bring_live("acme")
-    assert isinstance(advance(stage), WaveSummary)
+    assert isinstance(stage.advance(), WaveSummary)
     stage.register("acme", [Phase.ROLLING_BACK, Phase.STREAMING])
 
-    made = plan(stage, "night 2")
+    made = stage.plan("night 2")
 
     assert (made.stage.number, made.stage.live) == (1, 0)
     assert [line.tenant for line in made.picked] == ["globex"]
@@ -236,16 +186,16 @@ def test_a_stage_whose_tenant_was_rolled_back_is_not_over(stage: NightStage) -> 
 def test_a_stopped_wave_goes_on_when_it_is_cleared_and_the_failure_was_mended(
     stage: NightStage,
 ) -> None:
-    plan(stage)
-    advance(stage)
+    stage.plan()
+    stage.advance()
     stage.fail("acme")
     stage.bring_live("globex")
     with pytest.raises(WaveStoppedError):
-        advance(stage)
+        stage.advance()
     stage.bring_live("acme")
 
     resume_wave(stage.databases, run_id="night 1")
-    advance(stage)
+    stage.advance()
 
     assert stage.runs.started == ["acme", "globex", "initech"]
 
@@ -253,16 +203,16 @@ def test_a_stopped_wave_goes_on_when_it_is_cleared_and_the_failure_was_mended(
 def test_a_stopped_wave_that_is_cleared_stops_again_while_the_failure_stands(
     stage: NightStage,
 ) -> None:
-    plan(stage)
-    advance(stage)
+    stage.plan()
+    stage.advance()
     stage.fail("acme")
     stage.bring_live("globex")
     with pytest.raises(WaveStoppedError):
-        advance(stage)
+        stage.advance()
 
     resume_wave(stage.databases, run_id="night 1")
     with pytest.raises(WaveStoppedError):
-        advance(stage)
+        stage.advance()
 
     assert stage.runs.started == ["acme", "globex"]
 
@@ -270,11 +220,11 @@ def test_a_stopped_wave_that_is_cleared_stops_again_while_the_failure_stands(
 def test_a_run_that_was_marked_a_success_is_a_failure_while_the_tenant_is_not_live(
     stage: NightStage,
 ) -> None:
-    plan(stage)
-    advance(stage)
+    stage.plan()
+    stage.advance()
     stage.runs.set_look("acme", RunLook(Standing.LIVE, is_open=False))
 
-    advance(stage)
+    stage.advance()
 
     (acme,) = (m for m in stage.wave("night 1").members if m.tenant == "acme")
     assert (acme.standing, acme.detail) == (
@@ -284,15 +234,15 @@ def test_a_run_that_was_marked_a_success_is_a_failure_while_the_tenant_is_not_li
 
 
 def test_a_person_who_is_asked_holds_nobody_up_for_long(stage: NightStage) -> None:
-    configure(stage, most_in_flight=1, approval_hours=1)
-    plan(stage)
-    advance(stage)
+    stage.configure(most_in_flight=1, approval_hours=1)
+    stage.plan()
+    stage.advance()
     stage.runs.set_look("acme", RunLook(Standing.ASKING, detail="it waits for an approval"))
 
-    early = advance(stage)
+    early = stage.advance()
     with stage.target.cursor() as cursor:
         cursor.execute("UPDATE tenantferry.wave_members SET since = since - interval '1 hour'")
-    advance(stage)
+    stage.advance()
 
     assert isinstance(early, Wait)
     assert early.seconds == pytest.approx(3600, abs=30)
@@ -300,20 +250,20 @@ def test_a_person_who_is_asked_holds_nobody_up_for_long(stage: NightStage) -> No
 
 
 def test_a_tenant_that_was_moved_by_hand_meanwhile_is_left_out(stage: NightStage) -> None:
-    plan(stage)
+    stage.plan()
     stage.register("acme", [*WAY, Phase.LIVE])
 
-    advance(stage)
+    stage.advance()
 
     assert stage.runs.started == ["globex", "initech"]
     assert stage.standings("night 1")["acme"] is Standing.SKIPPED
 
 
 def test_a_tenant_whose_dag_runs_already_is_not_started_a_second_time(stage: NightStage) -> None:
-    plan(stage)
+    stage.plan()
     stage.runs.looks["acme", "manual"] = RunLook(Standing.RUNNING)
 
-    advance(stage)
+    stage.advance()
 
     assert stage.runs.started == ["globex", "initech"]
     (acme,) = (m for m in stage.wave("night 1").members if m.tenant == "acme")
@@ -323,26 +273,26 @@ def test_a_tenant_whose_dag_runs_already_is_not_started_a_second_time(stage: Nig
 def test_a_tenant_that_airflow_cannot_start_is_left_to_a_later_wave_and_is_no_failure(
     stage: NightStage,
 ) -> None:
-    plan(stage)
+    stage.plan()
     stage.runs.refusals["acme"] = 'Dag "migrate_acme" is paused'
 
-    advance(stage)
+    stage.advance()
     for tenant in ("globex", "initech"):
         stage.bring_live(tenant)
-    ended = advance(stage)
+    ended = stage.advance()
 
     assert isinstance(ended, WaveSummary)
     assert ended.not_started == ('acme (Dag "migrate_acme" is paused)',)
-    assert [line.tenant for line in plan(stage, "night 2").picked] == ["acme"]
+    assert [line.tenant for line in stage.plan("night 2").picked] == ["acme"]
 
 
 def test_a_plan_stands_once_somebody_was_started_and_is_made_anew_before(
     stage: NightStage,
 ) -> None:
-    plan(stage)
+    stage.plan()
     stage.register("acme", [Phase.PREPARED])
-    anew = plan(stage)
-    advance(stage)
+    anew = stage.plan()
+    stage.advance()
 
     stands = begin_wave(stage.databases, stage.runs, run_id="night 1", until=stage.until)
 
@@ -352,14 +302,14 @@ def test_a_plan_stands_once_somebody_was_started_and_is_made_anew_before(
 
 
 def test_a_night_without_anybody_to_move_leaves_no_wave(stage: NightStage) -> None:
-    configure(stage, stages=(50, 100), soak_hours=20)
-    plan(stage)
-    advance(stage)
+    stage.configure(stages=(50, 100), soak_hours=20)
+    stage.plan()
+    stage.advance()
     stage.bring_live("acme")
-    advance(stage)
+    stage.advance()
 
-    made = plan(stage, "night 2")
-    ended = advance(stage, "night 2")
+    made = stage.plan("night 2")
+    ended = stage.advance("night 2")
 
     assert "stage 2 of 2 may begin" in made.sentence
     assert ended == WaveSummary()
@@ -387,11 +337,11 @@ def test_a_wave_starts_nobody_whom_the_source_server_has_no_slots_for(
         )
     )
     names = [f"other_{number}" for number in range(free - 3)]
-    plan(stage)
+    stage.plan()
     try:
         for name in names:
             source_server.psql("-c", f"SELECT pg_create_physical_replication_slot('{name}')")
-        with_room_for_one = advance(stage)
+        with_room_for_one = stage.advance()
     finally:
         for name in names:
             source_server.psql("-c", f"SELECT pg_drop_replication_slot('{name}')")
@@ -399,5 +349,5 @@ def test_a_wave_starts_nobody_whom_the_source_server_has_no_slots_for(
     assert stage.runs.started == ["acme"]
     assert isinstance(with_room_for_one, Wait)
     assert with_room_for_one.seconds == pytest.approx(RECHECK.total_seconds(), abs=1)
-    advance(stage)
+    stage.advance()
     assert stage.runs.started == ["acme", "globex"]

@@ -265,7 +265,8 @@ CREATE TABLE IF NOT EXISTS tenantferry.wave_members (
     alone       boolean NOT NULL,       -- never in flight beside another
     size_bytes  bigint,
     started_at  timestamptz,            -- null: not started yet
-    standing    text,                   -- running, asking, live, failed, declined, skipped
+    standing    text,                   -- running, asking, live, failed, declined, skipped; null once
+                                        -- started: whether there is a run nobody knows
     since       timestamptz,            -- of the standing
     detail      text,
     PRIMARY KEY (wave, tenant)

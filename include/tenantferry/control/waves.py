@@ -43,6 +43,7 @@ class Member:
 
     :ivar run_id: of its Dag; the same however often the wave starts it.
     :ivar started_at: ``None``: not started yet.
+    :ivar standing: ``None`` with a start: whether there is a run nobody knows.
     :ivar since: of the standing.
     :ivar detail: what is to be said about the standing, or empty.
     """
@@ -195,17 +196,27 @@ def end_wave(target: connection, wave: int) -> None:
 
 def record_start(target: connection, wave: int, tenant: str) -> bool:
     """
-    Record that a member is being started. The caller commits, and then starts it.
+    Record that a member is being started. The caller commits, starts it, and records its standing.
 
     :return: ``False`` if the wave has no such member any more.
     """
     with target.cursor() as cursor:
         cursor.execute(
-            "UPDATE tenantferry.wave_members SET started_at = clock_timestamp(), standing = %s,"
+            "UPDATE tenantferry.wave_members SET started_at = clock_timestamp(), standing = NULL,"
             " since = clock_timestamp(), detail = NULL WHERE wave = %s AND tenant = %s",
-            (Standing.RUNNING, wave, tenant),
+            (wave, tenant),
         )
         return bool(cursor.rowcount)
+
+
+def record_undone_start(target: connection, wave: int, tenant: str) -> None:
+    """Record that a member was not started after all. The caller commits."""
+    with target.cursor() as cursor:
+        cursor.execute(
+            "UPDATE tenantferry.wave_members SET started_at = NULL, since = NULL"
+            " WHERE wave = %s AND tenant = %s AND standing IS NULL",
+            (wave, tenant),
+        )
 
 
 def record_skip(target: connection, wave: int, tenant: str, *, detail: str) -> None:

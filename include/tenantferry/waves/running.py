@@ -1,9 +1,10 @@
 """
 The second half of a night: start what was picked, one step at a time, until the wave is over.
 
-All that a wave knows stands in the control schema. A member is recorded as started before its run
-is, under an id that tells wave and tenant: whoever goes on after a crash in between finds no run of
-that id and starts it, or finds it and starts nothing.
+All that a wave knows stands in the control schema. That a member is being started is recorded
+before its run is, under an id that tells wave and tenant; its standing only after. Whoever goes on
+after a crash in between finds a run of that id, or finds none: then the member is as if it had
+never been tried. Where there is a standing there was a run; one that is gone is not started again.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tenantferry.control.waves import (
     record_skip,
     record_standing,
     record_start,
+    record_undone_start,
     stop_wave,
 )
 from tenantferry.errors import TransientError
@@ -40,6 +42,8 @@ from tenantferry.waves.summary import WaveSummary, check_wave, summarize
 from tenantferry.waves.surroundings import Surroundings, build_view, look_around
 
 logger = logging.getLogger(__name__)
+
+_ENDED = frozenset({Standing.LIVE, Standing.FAILED, Standing.DECLINED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,28 +121,43 @@ def _record_looks(
     found: Mapping[str, RunLook | None],
     histories: Mapping[str, History],
 ) -> dict[str, RunLook]:
-    """Record how the started members stand; start those whose start was recorded and not done."""
+    """
+    Record how the started members stand, and take back each start that was recorded and not done.
+
+    :return: the looks at runs that there are.
+    """
     looks: dict[str, RunLook] = {}
     for member in wave.members:
         if member.tenant not in found:
             continue
         look = found[member.tenant]
-        if look is None:
-            looks |= _start_members(night, wave, [member.tenant])
+        if look is None and member.standing is None:
+            logger.info("tenant %s: its run was not started", member.tenant)
+            record_undone_start(night.target, wave.number, member.tenant)
             continue
-        look = _correct(look, histories.get(member.tenant, History()))
-        looks[member.tenant] = look
-        if (look.standing, look.detail) != (member.standing, member.detail):
-            logger.info("tenant %s: %s", member.tenant, look.detail or look.standing)
+        judged = _correct(look or _judge_deleted(member), histories.get(member.tenant, History()))
+        if look is not None:
+            looks[member.tenant] = judged
+        if (judged.standing, judged.detail) != (member.standing, member.detail):
+            logger.info("tenant %s: %s", member.tenant, judged.detail or judged.standing)
             record_standing(
-                night.target, wave.number, member.tenant, look.standing, detail=look.detail
+                night.target, wave.number, member.tenant, judged.standing, detail=judged.detail
             )
     return looks
 
 
+def _judge_deleted(member: Member) -> RunLook:
+    """Tell how a member stands whose run somebody has deleted: as it ended, if it had."""
+    if member.standing is None or member.standing not in _ENDED:
+        return RunLook(Standing.FAILED, is_open=False, detail="its run was deleted")
+    return RunLook(member.standing, is_open=False, detail=member.detail)
+
+
 def _correct(look: RunLook, history: History) -> RunLook:
-    """Believe in a success only if the tenant is live."""
-    if look.standing is not Standing.LIVE or history.is_finished:
+    """Believe the phase where a run has ended: another run may have gone on."""
+    if history.is_finished and not look.is_open:
+        return RunLook(Standing.LIVE, is_open=False)
+    if history.is_finished or look.standing is not Standing.LIVE:
         return look
     detail = f"its run ended, and its phase is {history.phase or 'none'}"
     return RunLook(Standing.FAILED, is_open=False, detail=detail)
@@ -178,7 +197,10 @@ def _start(night: _Night, wave: Wave, member: Member) -> str:
     if not record_start(night.target, wave.number, member.tenant):
         raise _lost()
     note = f"Wave {wave.number}, stage {wave.stage}"
-    return night.runs.start(member.tenant, member.run_id, note=note)
+    refusal = night.runs.start(member.tenant, member.run_id, note=note)
+    if not refusal:
+        record_standing(night.target, wave.number, member.tenant, Standing.RUNNING, detail="")
+    return refusal
 
 
 def _watch(wave: Wave, looks: Mapping[str, RunLook]) -> tuple[Watched, ...]:
