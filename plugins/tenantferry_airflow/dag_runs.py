@@ -1,8 +1,9 @@
-"""The runs of ``migrate_<tenant>``, through Airflow's execution API: from a task or a trigger."""
+"""The runs of Dags, through Airflow's execution API: from a task or a trigger."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from http import HTTPStatus
 
 from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
@@ -78,6 +79,18 @@ class AirflowRuns:
         if isinstance(answer, ErrorResponse) and answer.error != ErrorType.DAGRUN_ALREADY_EXISTS:
             return f'Airflow cannot start Dag "{dag_id}": {answer.error.value}'
         return ""
+
+
+def find_next_run(dag_id: str) -> datetime | None:
+    """
+    Return when a Dag runs next by its schedule, a time that is over if it is late; ``None``: never.
+
+    :raises TransientError: if Airflow does not tell.
+    """
+    try:
+        return RuntimeTaskInstance.get_dag(dag_id).next_dagrun
+    except AirflowRuntimeError as error:
+        raise _no_answer(error) from None
 
 
 def _goes_on(tasks: Mapping[str, str | None]) -> bool:

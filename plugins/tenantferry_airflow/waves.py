@@ -1,4 +1,4 @@
-"""The two tasks of ``nightly_wave``, and what waits between its steps."""
+"""The tasks of ``nightly_wave`` and ``nightly_plan``, and what waits between steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.sdk import BaseHook, BaseOperator
-from airflow.sdk.exceptions import AirflowNotFoundException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from tenantferry.connections import ConnectionParams
@@ -24,7 +24,7 @@ from tenantferry.waves.running import advance_wave
 from tenantferry.waves.runs import Wait
 from tenantferry.waves.showing import render_plan, write_markdown
 from tenantferry_airflow.connections import to_params
-from tenantferry_airflow.dag_runs import AirflowRuns
+from tenantferry_airflow.dag_runs import AirflowRuns, find_next_run
 from tenantferry_airflow.fleet import load_declared_fleet
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from tenantferry.waves.planning import WavePlan
 
-DRY_RUN = "dry_run"
+WAVE = "nightly_wave"
+PLAN = "nightly_plan"
 # Nobody tells a trigger that a run has ended; it asks this often.
 POLL_SECONDS = 5.0
 
@@ -41,7 +42,7 @@ class PlanWaveOperator(BaseOperator):
     """
     Decide which tenants are moved tonight, and log why not the others.
 
-    With the parameter ``dry_run`` nothing is stored. Starts nobody.
+    Starts nobody.
 
     :return: the plan, also as Markdown, pushed to XCom.
     """
@@ -52,23 +53,28 @@ class PlanWaveOperator(BaseOperator):
         """Make the plan, show it, and store it."""
         databases = read_databases(load_declared_fleet())
         until = _read_end(context, databases.fleet)
-        if context["params"][DRY_RUN]:
-            return self._report(show_plan(databases, AirflowRuns(), until=until))
         made = begin_wave(databases, AirflowRuns(), run_id=context["run_id"], until=until)
         if isinstance(made, Wave):
             self.log.info("wave %s has begun: its plan stands", made.number)
             return {"wave": made.number, "picked": [member.tenant for member in made.members]}
-        return self._report(made)
+        return _report(self, made)
 
-    def _report(self, plan: WavePlan) -> dict[str, Any]:
-        self.log.info("tonight's plan:\n%s", render_plan(plan))
-        groups = (plan.picked, plan.waiting, plan.under_way, plan.held_back, plan.refused)
-        return {
-            "sentence": plan.sentence,
-            "picked": [line.tenant for line in plan.picked],
-            "reasons": {line.tenant: line.reason for group in groups for line in group},
-            "markdown": write_markdown(plan),
-        }
+
+class ShowPlanOperator(BaseOperator):
+    """
+    Show the plan of the next run of ``nightly_wave``, made for the time at which it begins.
+
+    Stores nothing, starts nobody. Where ``nightly_wave`` has no schedule, the plan is for now.
+
+    :return: the plan, also as Markdown, pushed to XCom.
+    """
+
+    ui_color = "#dbeafe"
+
+    def execute(self, context: Context) -> dict[str, Any]:  # noqa: ARG002 - of Airflow
+        """Make the plan, and show it."""
+        databases = read_databases(load_declared_fleet())
+        return _report(self, show_plan(databases, AirflowRuns(), at=find_next_run(WAVE)))
 
 
 class RunWaveOperator(BaseOperator):
@@ -83,9 +89,7 @@ class RunWaveOperator(BaseOperator):
     ui_color = "#a7f3d0"
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Begin, or go on where an earlier try stopped."""
-        if context["params"][DRY_RUN]:
-            raise AirflowSkipException("a dry run starts nobody")
+        """Begin, or go on where an earlier try stopped, or where a person wants it to go on."""
         databases = read_databases(load_declared_fleet())
         resume_wave(databases, run_id=context["run_id"])
         return self._take_step(databases, context)
@@ -187,6 +191,17 @@ def _find_source(conn_id: str) -> Connection | str:
         return BaseHook.get_connection(conn_id)
     except AirflowNotFoundException:
         return f'connection "{conn_id}" does not exist'
+
+
+def _report(operator: BaseOperator, plan: WavePlan) -> dict[str, Any]:
+    operator.log.info("tonight's plan:\n%s", render_plan(plan))
+    groups = (plan.picked, plan.waiting, plan.under_way, plan.held_back, plan.refused)
+    return {
+        "sentence": plan.sentence,
+        "picked": [line.tenant for line in plan.picked],
+        "reasons": {line.tenant: line.reason for group in groups for line in group},
+        "markdown": write_markdown(plan),
+    }
 
 
 def _read_end(context: Context, fleet: Fleet) -> datetime:

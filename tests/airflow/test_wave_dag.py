@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -11,29 +11,47 @@ import pytest
 import yaml
 from airflow.dag_processing.dagbag import DagBag
 from airflow.sdk import CronTriggerTimetable
-from airflow.sdk.exceptions import AirflowRuntimeError, AirflowSkipException, ErrorType
+from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType, TaskDeferred
 from airflow.sdk.execution_time import task_runner
-from airflow.sdk.execution_time.comms import ErrorResponse, OKResponse
+from airflow.sdk.execution_time.comms import ErrorResponse, MaskSecret, OKResponse
 from airflow.triggers.base import TriggerEvent
+from psycopg2.extensions import connection
 
 from tenantferry.connections import ConnectionParams
-from tenantferry.control.waves import Standing
+from tenantferry.control.waves import (
+    Pick,
+    Standing,
+    read_wave,
+    record_plan,
+    record_standing,
+    record_start,
+    stop_wave,
+)
 from tenantferry.errors import TransientError
+from tenantferry.waves import nightly
+from tenantferry.waves.planning import WavePlan
+from tenantferry.waves.reading import Databases
 from tenantferry.waves.standings import RunLook, judge_run
 from tenantferry_airflow.dag_runs import AirflowRuns
 from tenantferry_airflow.fleet import load_declared_fleet
-from tenantferry_airflow.waves import RunWaveOperator, WaveTrigger, read_databases
+from tenantferry_airflow.waves import (
+    PlanWaveOperator,
+    RunWaveOperator,
+    ShowPlanOperator,
+    WaveTrigger,
+    read_databases,
+)
 
 DAGS = Path(__file__).resolve().parents[2] / "dags"
 PASSWORD = "correct horse battery staple"
 
 
-def parse() -> Any:
+def parse(dag_id: str = "nightly_wave") -> Any:
     bag = DagBag(
         dag_folder=str(DAGS / "nightly_wave.py"), bundle_path=DAGS, bundle_name="dags-folder"
     )
     assert bag.import_errors == {}
-    return bag.dags.get("nightly_wave")
+    return bag.dags.get(dag_id)
 
 
 def declare(fleet_file: Path, **waves: object) -> None:
@@ -57,7 +75,18 @@ def test_the_wave_plans_and_then_runs_one_wave_at_a_time(fleet_file: Path) -> No
     assert edges == {"plan": {"run_wave"}, "run_wave": set()}
     assert (dag.max_active_runs, dag.catchup, dag.is_paused_upon_creation) == (1, False, False)
     assert all("*Clear it*" in str(task.doc_md) for task in dag.tasks)
-    assert dag.params["dry_run"] is False
+
+
+def test_the_plan_is_shown_by_a_dag_of_its_own_that_never_waits_for_a_wave(
+    fleet_file: Path,
+) -> None:
+    declare(fleet_file, schedule="0 22 * * *")
+
+    dag = parse("nightly_plan")
+
+    assert [task.task_id for task in dag.tasks] == ["show_plan"]
+    assert (dag.schedule, dag.is_paused_upon_creation) == (None, False)
+    assert "*Clear it*" in str(dag.task_dict["show_plan"].doc_md)
 
 
 def test_the_wave_runs_by_hand_only_until_a_schedule_is_declared(fleet_file: Path) -> None:
@@ -77,11 +106,7 @@ def test_a_task_of_a_tenant_does_not_build_the_wave(
     monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_DAG_ID", "migrate_acme")
 
     assert parse() is None
-
-
-def test_a_dry_run_touches_no_connection_when_it_skips_the_wave(fleet_file: Path) -> None:
-    with pytest.raises(AirflowSkipException):
-        RunWaveOperator(task_id="run_wave").execute({"params": {"dry_run": True}})
+    assert parse("nightly_plan") is None
 
 
 def test_read_databases_reaches_each_source_by_its_own_connection(
@@ -174,6 +199,8 @@ class Supervisor:
         self.asked: list[str] = []
 
     def send(self, msg: Any) -> object:
+        if isinstance(msg, MaskSecret):  # told whenever a connection is read
+            return None
         self.asked.append(type(msg).__name__)
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
@@ -255,6 +282,88 @@ def test_find_open_looks_at_the_run_that_is_open(supervisor: Supervisor) -> None
         Standing.FAILED, detail='task "validate" failed'
     )
     assert AirflowRuns().find_open("acme") is None
+
+
+def reach(monkeypatch: pytest.MonkeyPatch, target: ConnectionParams) -> None:
+    """Let the fleet's target be a real one, and its sources be away."""
+    fields = {"conn_type": "postgres", "host": target.host, "login": target.user}
+    fields |= {"password": target.password, "schema": target.database}
+    for conn_id, port in {"target": target.port, "source_1": 1, "source_2": 1}.items():
+        declared = json.dumps({**fields, "port": port})
+        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", declared)
+
+
+def test_the_shown_plan_is_that_of_the_time_of_the_next_wave(
+    fleet_file: Path,
+    supervisor: Supervisor,
+    monkeypatch: pytest.MonkeyPatch,
+    target_params: ConnectionParams,
+) -> None:
+    reach(monkeypatch, target_params)
+    asked: list[datetime | None] = []
+
+    def show_plan(databases: Databases, runs: AirflowRuns, *, at: datetime | None) -> WavePlan:
+        asked.append(at)
+        return nightly.show_plan(databases, runs, at=at)
+
+    monkeypatch.setattr("tenantferry_airflow.waves.show_plan", show_plan)
+    tonight = datetime(2126, 1, 1, 22, tzinfo=UTC)
+    supervisor.answers = [Found(next_dagrun=tonight), Found(next_dagrun=None)]
+
+    told = ShowPlanOperator(task_id="show_plan").execute({})
+    ShowPlanOperator(task_id="show_plan").execute({})
+
+    assert asked == [tonight, None]
+    assert told["picked"] == []
+    assert "stage 1 of 4" in told["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("hours_ago", "is_over"), [(7.9, False), (8.1, True)], ids=["in time", "too late"]
+)
+def test_a_wave_that_is_late_counts_its_hours_from_its_time(
+    fleet_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    target_params: ConnectionParams,
+    hours_ago: float,
+    is_over: bool,
+) -> None:
+    reach(monkeypatch, target_params)
+    run_after = datetime.now(UTC) - timedelta(hours=hours_ago)
+    context: Any = {"run_id": "night 1", "dag_run": Found(run_after=run_after)}
+
+    told = PlanWaveOperator(task_id="plan").execute(context)
+
+    assert ("the time of this wave is over" in told["sentence"]) == is_over
+
+
+def test_a_try_after_the_first_does_not_let_a_stopped_wave_go_on(
+    fleet_file: Path,
+    supervisor: Supervisor,
+    monkeypatch: pytest.MonkeyPatch,
+    target_params: ConnectionParams,
+    target: connection,
+) -> None:
+    reach(monkeypatch, target_params)
+    until = datetime.now(UTC) + timedelta(hours=1)
+    wave = record_plan(
+        target, "night 1", [Pick("acme", False, 1), Pick("globex", False, 1)],
+        stage=1, stage_size=2, stage_wave=None, starts_until=until,
+    )  # fmt: skip
+    assert wave is not None
+    record_start(target, wave, "acme")
+    record_standing(target, wave, "acme", Standing.RUNNING, detail="")
+    stop_wave(target, wave, reason="the budget is spent")
+    tasks = {"wave_1__acme": {"backfill": "running"}}
+    supervisor.answers = [Found(state="running"), Found(task_states=tasks)]
+
+    with pytest.raises(TaskDeferred):
+        RunWaveOperator(task_id="run_wave").execute({"run_id": "night 1"})
+
+    found = read_wave(target, "night 1")
+    assert found is not None
+    assert found.stop_reason == "the budget is spent"
+    assert supervisor.answers == []
 
 
 async def first_event(trigger: WaveTrigger) -> TriggerEvent:

@@ -18,6 +18,7 @@ from tenantferry.local.fleet import LocalFleet, LocalTenant
 
 PROJECT_ROOT = Path(__file__).parents[2]
 DAG_ID = "nightly_wave"
+PLAN_DAG_ID = "nightly_plan"
 TIMEOUT_SECONDS = 240.0
 WAVES = {"stages": [100], "error_budget": 0, "most_in_flight": 2}
 
@@ -44,9 +45,6 @@ class TwoNights:
                 LocalTenant("abroad", 100, settings={"region": "us"}),
             ],
         )
-        self.dry_run = ""
-        self.first = ""
-        self.second = ""
 
     @cached_property
     def api(self) -> AirflowApi:
@@ -66,12 +64,16 @@ class TwoNights:
         document["waves"] = WAVES
         self.fleet.fleet_file.write_text(yaml.safe_dump(document), "utf-8")
         self.fleet.start_airflow()
-        for dag_id in (DAG_ID, *(f"migrate_{tenant.key}" for tenant in self.fleet.tenants)):
+        for dag_id in (
+            DAG_ID,
+            PLAN_DAG_ID,
+            *(f"migrate_{tenant.key}" for tenant in self.fleet.tenants),
+        ):
             self.api.wait_for_dag(dag_id)
 
-    def begin(self, *, is_dry: bool = False) -> str:
-        """Trigger a wave."""
-        return self.api.trigger(DAG_ID, conf={"dry_run": is_dry})
+    def begin(self, dag_id: str = DAG_ID) -> str:
+        """Trigger a wave, or only its plan."""
+        return self.api.trigger(dag_id)
 
     def wait_for_task(self, run_id: str, state: str) -> None:
         def is_there() -> bool:
@@ -118,14 +120,14 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNights]:
         made.fleet.stop()
 
 
-def test_a_dry_run_shows_the_plan_and_starts_nobody(nights: TwoNights) -> None:
-    run_id = nights.begin(is_dry=True)
-    nights.wait_for_end(DAG_ID, run_id)
+def test_the_plan_is_shown_and_nobody_is_started(nights: TwoNights) -> None:
+    run_id = nights.begin(PLAN_DAG_ID)
+    nights.wait_for_end(PLAN_DAG_ID, run_id)
 
-    states = nights.api.task_states(DAG_ID, run_id)
-    shown = nights.api.xcom(DAG_ID, run_id, "plan")
-    log = nights.api.task_log(DAG_ID, run_id, "plan")
-    assert states == {"plan": "success", "run_wave": "skipped"}
+    states = nights.api.task_states(PLAN_DAG_ID, run_id)
+    shown = nights.api.xcom(PLAN_DAG_ID, run_id, "show_plan")
+    log = nights.api.task_log(PLAN_DAG_ID, run_id, "show_plan")
+    assert states == {"show_plan": "success"}
     assert shown["picked"] == ["acme", "broken", "initech"]
     assert shown["reasons"]["abroad"] == "its region is us; the target holds eu"
     assert "tonight's plan" in log

@@ -93,11 +93,17 @@ class NightStage:
         fleet = self.databases.fleet.model_copy(update={"waves": waves})
         self.databases = replace(self.databases, fleet=fleet)
 
-    def close_window(self, tenant: str) -> None:
-        """Declare a window that opens on another day only."""
+    def open_window(self, tenant: str, begin: datetime, *, hours: float) -> None:
+        """Declare a window that begins then, once a week."""
         fleet = self.databases.fleet
-        day = list(Day)[(datetime.now(UTC).weekday() + 3) % 7]
-        window = Window.model_validate({"from": "00:00", "to": "01:00", "days": [day]})
+        window = Window.model_validate(
+            {
+                "from": f"{begin:%H:%M:%S.%f}",
+                "to": f"{begin + timedelta(hours=hours):%H:%M:%S.%f}",
+                "days": [list(Day)[begin.weekday()]],
+                "timezone": "UTC",
+            }
+        )
         declared = fleet.tenants[tenant].model_copy(update={"window": window})
         tenants = {**fleet.tenants, tenant: declared}
         self.databases = replace(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
 from night_stage import WAY, NightStage
@@ -11,7 +13,7 @@ from tenantferry.errors import TransientError
 from tenantferry.waves.nightly import resume_wave
 from tenantferry.waves.runs import Wait
 from tenantferry.waves.standings import RunLook
-from tenantferry.waves.summary import WaveStoppedError
+from tenantferry.waves.summary import WaveStoppedError, WaveSummary
 
 
 def crash(stage: NightStage) -> None:
@@ -75,7 +77,7 @@ def test_a_start_that_was_not_done_is_not_made_up_for_outside_the_tenants_window
 ) -> None:
     stage.plan()
     crash(stage)
-    stage.close_window("acme")
+    stage.open_window("acme", datetime.now(UTC) + timedelta(days=3), hours=1)
 
     stage.advance()
 
@@ -170,3 +172,41 @@ def test_a_failed_tenant_that_another_run_brought_live_does_not_stop_the_wave_ag
 
     assert member_of(stage, "acme").standing is Standing.LIVE
     assert stage.runs.started == ["acme", "globex", "initech"]
+
+
+def test_a_stopped_wave_that_is_tried_again_while_it_waits_stays_stopped(
+    stage: NightStage,
+) -> None:
+    stage.plan()
+    stage.advance()
+    stage.fail("acme")
+    stage.advance()
+    stage.runs.set_look("acme", RunLook(Standing.RUNNING))  # a person has cleared what failed
+    stage.bring_live("globex")
+
+    resume_wave(stage.databases, run_id="night 1")
+    stage.advance()
+
+    assert stage.wave("night 1").stop_reason is not None
+    assert stage.runs.started == ["acme", "globex"]
+
+
+def test_a_member_that_could_not_be_started_is_tried_again_only_if_the_wave_had_ended(
+    stage: NightStage,
+) -> None:
+    stage.plan()
+    stage.runs.refusals["acme"] = 'Dag "migrate_acme" is paused'
+    stage.advance()
+    stage.runs.refusals.clear()
+
+    resume_wave(stage.databases, run_id="night 1")
+    stage.advance()
+    retried = list(stage.runs.started)
+    for tenant in ("globex", "initech"):
+        stage.bring_live(tenant)
+    assert isinstance(stage.advance(), WaveSummary)
+    resume_wave(stage.databases, run_id="night 1")
+    stage.advance()
+
+    assert retried == ["globex", "initech"]
+    assert stage.runs.started == ["globex", "initech", "acme"]

@@ -19,11 +19,11 @@ from tenantferry.waves.starting import RECHECK
 from tenantferry.waves.summary import WaveStoppedError, WaveSummary
 
 
-def test_a_dry_run_plans_the_first_night_and_leaves_no_trace(stage: NightStage) -> None:
+def test_show_plan_plans_the_first_night_and_leaves_no_trace(stage: NightStage) -> None:
     with stage.target.cursor() as cursor:
         cursor.execute("DROP SCHEMA tenantferry CASCADE")
 
-    made = show_plan(stage.databases, stage.runs, until=stage.until)
+    made = show_plan(stage.databases, stage.runs)
 
     assert [line.tenant for line in made.picked] == ["acme", "globex", "initech"]
     sizes = [line.size_bytes or 0 for line in made.picked]
@@ -31,6 +31,35 @@ def test_a_dry_run_plans_the_first_night_and_leaves_no_trace(stage: NightStage) 
     with stage.target.cursor() as cursor:
         cursor.execute("SELECT to_regnamespace('tenantferry')")
         assert cursor.fetchone() == (None,)
+
+
+def test_show_plan_shows_by_day_what_the_wave_plans_at_its_time(stage: NightStage) -> None:
+    now = datetime.now(UTC)
+    tonight, later = now + timedelta(hours=9), now + timedelta(hours=30)
+    stage.open_window("acme", tonight, hours=7)
+    stage.open_window("globex", tonight + timedelta(hours=4), hours=7)
+    stage.open_window("initech", later, hours=7)
+    stage.configure(timezone="UTC", hours=8)
+
+    by_day = show_plan(stage.databases, stage.runs)
+    of_the_night = show_plan(stage.databases, stage.runs, at=tonight)
+    late = show_plan(stage.databases, stage.runs, at=now - timedelta(hours=1))
+
+    assert by_day.picked == ()
+    assert [line.tenant for line in of_the_night.picked] == ["acme", "globex"]
+    assert late == by_day
+
+
+def test_show_plan_judges_the_soak_at_the_time_of_the_wave(stage: NightStage) -> None:
+    stage.configure(stages=(50, 100), soak_hours=20)
+    stage.plan()
+    stage.advance()
+    stage.bring_live("acme")
+    stage.advance()
+
+    made = show_plan(stage.databases, stage.runs, at=datetime.now(UTC) + timedelta(hours=21))
+
+    assert [line.tenant for line in made.picked] == ["globex", "initech"]
 
 
 def test_the_first_wave_makes_the_control_schema(stage: NightStage) -> None:
@@ -49,7 +78,7 @@ def test_a_control_schema_from_before_there_were_waves_is_completed(stage: Night
         cursor.execute("DROP TABLE tenantferry.wave_members, tenantferry.waves")
         cursor.execute("COMMENT ON SCHEMA tenantferry IS NULL")
 
-    shown = show_plan(stage.databases, stage.runs, until=stage.until)
+    shown = show_plan(stage.databases, stage.runs)
     made = stage.plan()
 
     assert [line.tenant for line in shown.held_back] == ["initech"]
@@ -313,7 +342,7 @@ def test_a_night_without_anybody_to_move_leaves_no_wave(stage: NightStage) -> No
 
     assert "stage 2 of 2 may begin" in made.sentence
     assert ended == WaveSummary()
-    assert show_plan(stage.databases, stage.runs, until=stage.until).stage.wave is None
+    assert show_plan(stage.databases, stage.runs).stage.wave is None
 
 
 def test_a_wave_that_is_late_starts_nobody(stage: NightStage) -> None:

@@ -161,15 +161,19 @@ def read_wave(target: connection, run_id: str) -> Wave | None:
 
 def reopen_wave(target: connection, wave: int) -> None:
     """
-    Let a wave that ended, or was stopped, go on. The caller commits.
+    Let a wave that ended go on. The caller commits.
 
-    Members that could not be started may be tried again.
+    It is not stopped any more, and members that could not be started may be tried again. One that
+    has not ended stays as it is.
     """
     with target.cursor() as cursor:
         cursor.execute(
-            "UPDATE tenantferry.waves SET ended_at = NULL, stop_reason = NULL WHERE wave = %s",
+            "UPDATE tenantferry.waves SET ended_at = NULL, stop_reason = NULL"
+            " WHERE wave = %s AND ended_at IS NOT NULL",
             (wave,),
         )
+        if not cursor.rowcount:
+            return
         cursor.execute(
             "UPDATE tenantferry.wave_members SET standing = NULL, since = NULL, detail = NULL"
             " WHERE wave = %s AND standing = %s",

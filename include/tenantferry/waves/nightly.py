@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from psycopg2.extensions import connection
 
@@ -31,14 +31,17 @@ from tenantferry.waves.reading import (
 from tenantferry.waves.runs import Runs
 
 
-def show_plan(databases: Databases, runs: Runs, *, until: datetime) -> WavePlan:
+def show_plan(databases: Databases, runs: Runs, *, at: datetime | None = None) -> WavePlan:
     """
-    Return what a wave would do now. Changes nothing.
+    Return what a wave would do as things are now. Changes nothing.
 
-    :param until: from then on it would start no tenant.
+    :param at: when it begins; ``None``, or over: now.
     """
     with closing(open_target(databases)) as target:
-        return _plan(target, databases, runs, until)
+        now = read_clock(target)
+        begin = now if at is None else max(now, at)
+        until = begin + timedelta(hours=databases.fleet.waves.hours)
+        return _plan(target, databases, runs, now=begin, until=until)
 
 
 def begin_wave(
@@ -57,7 +60,7 @@ def begin_wave(
         wave = read_wave(target, run_id)
         if wave is not None and any(member.started_at is not None for member in wave.members):
             return wave
-        plan = _plan(target, databases, runs, until)
+        plan = _plan(target, databases, runs, now=read_clock(target), until=until)
         with target:
             record_plan(
                 target,
@@ -72,7 +75,12 @@ def begin_wave(
 
 
 def resume_wave(databases: Databases, *, run_id: str) -> None:
-    """Let a wave that ended, failed or was stopped go on."""
+    """
+    Let a wave that ended go on: only a person takes one up again.
+
+    What is tried again after a failure of its own finds a wave that has not ended. If it was
+    stopped, it stays so.
+    """
     with closing(open_target(databases)) as target, target:
         if has_waves(target) and (wave := read_wave(target, run_id)) is not None:
             reopen_wave(target, wave.number)
@@ -83,7 +91,9 @@ def open_target(databases: Databases) -> connection:
     return open_connection(databases.target, purpose="wave", autocommit=True)
 
 
-def _plan(target: connection, databases: Databases, runs: Runs, until: datetime) -> WavePlan:
+def _plan(
+    target: connection, databases: Databases, runs: Runs, *, now: datetime, until: datetime
+) -> WavePlan:
     fleet = databases.fleet
     facts = FleetFacts(
         tenants=_read_tenants(databases, runs, read_histories(target)),
@@ -91,7 +101,7 @@ def _plan(target: connection, databases: Databases, runs: Runs, until: datetime)
         broken=fleet.broken,
         stage=read_stage(target),
     )
-    return plan_wave(facts, fleet.waves, now=read_clock(target), until=until)
+    return plan_wave(facts, fleet.waves, now=now, until=until)
 
 
 def _read_tenants(
