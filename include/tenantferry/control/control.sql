@@ -276,7 +276,7 @@ CREATE INDEX IF NOT EXISTS wave_members_tenant_idx ON tenantferry.wave_members (
 -- The last looks of watch_fleet: how fast something grows, and for how long it has not been well, is
 -- told from them. Pruned at each look.
 CREATE TABLE IF NOT EXISTS tenantferry.observations (
-    place     text NOT NULL,        -- of a slot: the server's system identifier; of a stream: its direction
+    place     text NOT NULL,        -- of a slot: the server's address; of a stream: its direction
     subject   text NOT NULL,        -- a slot, or a tenant's stream
     seen_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
     is_well   boolean NOT NULL,     -- the slot is read; the stream's lag is known

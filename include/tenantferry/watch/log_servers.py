@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 
 from psycopg2.extensions import connection
@@ -47,37 +47,66 @@ class SeenSlot:
 @dataclass(frozen=True, slots=True)
 class LogServer:
     """
-    One server.
+    One server that runs.
 
-    :ivar system_identifier: who it is, whatever address it is reached by.
+    :ivar system_identifier: which data it holds, or held once: a promoted replica has that of the
+        server that it was a replica of.
+    :ivar started: when it was started, as it tells it. Two servers that share their identifier
+        were not started within the same microsecond.
+    :ivar addresses: that it was reached by; people know it by the first.
     :ivar database: the one that was asked.
     :ivar keep_bytes: ``max_slot_wal_keep_size``; ``None``: no limit.
     :ivar log_bytes: of its log on disk.
     """
 
     system_identifier: str
+    started: str
+    addresses: tuple[str, ...]
     database: str
     keep_bytes: int | None
     log_bytes: int
     slots: tuple[SeenSlot, ...]
 
+    @property
+    def where(self) -> str:
+        """What people call it."""
+        return self.addresses[0]
+
 
 def ask_log_servers(places: Sequence[Place]) -> list[Answered[LogServer]]:
     """Ask every server once, also where it is reached by two addresses."""
-    found: dict[str, Answered[LogServer]] = {}
+    found: dict[tuple[str, ...], Answered[LogServer]] = {}
     for answered in ask_servers(places, _read_server, what="slots"):
         answer = answered.answer
-        if isinstance(answer, LogServer):
-            found.setdefault(answer.system_identifier, answered)
-        else:
-            found[answered.place.server] = answered
+        if not isinstance(answer, LogServer):
+            found[(answered.place.server,)] = answered
+            continue
+        former = found.setdefault((answer.system_identifier, answer.started), answered)
+        if former is not answered and isinstance(former.answer, LogServer):
+            addresses = (*former.answer.addresses, *answer.addresses)
+            merged = replace(former.answer, addresses=addresses)
+            found[answer.system_identifier, answer.started] = Answered(former.place, merged)
     return list(found.values())
 
 
-def _read_server(session: connection, place: Place) -> LogServer:  # noqa: ARG001 - of ask_servers
+def _read_server(session: connection, place: Place) -> LogServer:
     with session.cursor() as cursor:
         cursor.execute(_FACTS)
-        system_identifier, database, keep_bytes, log_bytes = cursor.fetchone() or ("", "", None, 0)
+        identifier, started, database, keep_bytes, log_bytes = cursor.fetchone() or (
+            "",
+            "",
+            "",
+            None,
+            0,
+        )
         cursor.execute(_SLOTS)
         slots = tuple(SeenSlot(*row) for row in cursor)
-    return LogServer(system_identifier, database, keep_bytes, log_bytes, slots)
+    return LogServer(
+        system_identifier=identifier,
+        started=started,
+        addresses=(place.server,),
+        database=database,
+        keep_bytes=keep_bytes,
+        log_bytes=log_bytes,
+        slots=slots,
+    )

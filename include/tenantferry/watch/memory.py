@@ -44,7 +44,7 @@ class Observation:
     """
     One look at one thing.
 
-    :ivar place: system identifier of a slot's server, or direction of a stream.
+    :ivar place: address of a slot's server, or direction of a stream.
     :ivar subject: a slot, or the tenant of a stream.
     :ivar is_well: whether the slot is read, whether the stream's lag is known.
     :ivar bytes: log that the slot keeps back; ``None`` is unknown.

@@ -1,7 +1,9 @@
--- What a server says of its log: who it is, the name of this database, how much log its slots may
--- keep at most in bytes (null: any amount), how many bytes of log it has on disk. No parameters.
+-- What a server says of its log: who it is and since when it runs, the name of this database, how
+-- much log its slots may keep at most in bytes (null: any amount), how many bytes of log it has on
+-- disk. No parameters.
 SELECT
     control.system_identifier::text,
+    extract(epoch FROM pg_postmaster_start_time())::text,
     current_database()::text,
     (
         SELECT settings.setting::bigint * 1024 * 1024

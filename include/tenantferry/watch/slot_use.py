@@ -27,13 +27,17 @@ class Needs:
     What slots are needed for.
 
     :ivar target: system identifier of the target's server, a slash, the database's name.
+    :ivar target_home: address by which the target is reached.
     :ivar standings: by tenant, as they were both before and after the slots were looked at.
+    :ivar homes: by tenant: the address by which its source is reached.
     :ivar moving: tenants of which this cannot be said, or of which a step runs.
     :ivar inactive_limit: seconds that a slot may be without a reader.
     """
 
     target: str
+    target_home: str
     standings: Mapping[str, Standing]
+    homes: Mapping[str, str]
     moving: frozenset[str]
     inactive_limit: float
 
@@ -41,6 +45,13 @@ class Needs:
     def has_grace(self) -> bool:
         """Whether any tenant can go back."""
         return any(standing.in_grace for standing in self.standings.values())
+
+    def is_home(self, server: LogServer, standing: Standing) -> bool:
+        """Tell whether a server is that of a tenant's source."""
+        # Who shares its identifier, e.g. a server that was replaced by its replica, is not.
+        if (home := self.homes.get(standing.tenant)) is not None:
+            return home in server.addresses
+        return standing.source_identity.partition("/")[0] == server.system_identifier
 
 
 def judge_use(
@@ -60,7 +71,11 @@ def judge_use(
     identity = f"{server.system_identifier}/{slot.database}"
     if f"{prefix}_" in TEMPORARY_PREFIXES:
         yield from _judge_temporary(slot, subject, drop, is_moving=tenant in needs.moving)
-    elif identity == needs.target and slot.name == REVERSE_SLOT:
+    elif (
+        identity == needs.target
+        and needs.target_home in server.addresses
+        and slot.name == REVERSE_SLOT
+    ):
         if not (needs.has_grace or slot.is_active or needs.moving):
             yield error(
                 CHECK,
@@ -71,7 +86,11 @@ def judge_use(
             )
     elif tenant in needs.moving:
         return
-    elif (standing := needs.standings.get(tenant)) is None or standing.source_identity != identity:
+    elif (
+        (standing := needs.standings.get(tenant)) is None
+        or standing.source_identity != identity
+        or not needs.is_home(server, standing)
+    ):
         yield _tell_stranger(slot, subject, drop)
     elif standing.phase not in _NEEDS_SLOT:
         yield error(
@@ -92,23 +111,22 @@ def judge_use(
         )
 
 
-def find_missing(servers: Sequence[tuple[str, LogServer]], needs: Needs) -> Iterator[Finding]:
+def find_missing(servers: Sequence[LogServer], needs: Needs) -> Iterator[Finding]:
     """Tell a tenant that needs a slot which is gone, or no longer holds what it should."""
-    for where, server in servers:
+    for server in servers:
         slots = {f"{slot.database}/{slot.name}": slot for slot in server.slots}
         for standing in needs.standings.values():
-            system_identifier, _, database = standing.source_identity.partition("/")
-            is_here = system_identifier == server.system_identifier
-            if is_here and standing.phase in STREAMED and standing.tenant not in needs.moving:
+            _, _, database = standing.source_identity.partition("/")
+            if standing.phase in STREAMED and needs.is_home(server, standing):
                 name = f"{SLOT_PREFIX}{standing.tenant}"
                 yield from _judge_missing(
-                    f'slot "{name}" of tenant "{standing.tenant}" on {where}',
+                    f'slot "{name}" of tenant "{standing.tenant}" on {server.where}',
                     slots.get(f"{database}/{name}"),
                     "The source does not hold what the target lacks any more: clear the task"
                     f' "backfill" of Dag "migrate_{standing.tenant}" and those after it.',
                 )
-        system_identifier, _, database = needs.target.partition("/")
-        if system_identifier == server.system_identifier and needs.has_grace:
+        _, _, database = needs.target.partition("/")
+        if needs.target_home in server.addresses and needs.has_grace:
             yield from _judge_missing(
                 f'slot "{REVERSE_SLOT}" of the target',
                 slots.get(f"{database}/{REVERSE_SLOT}"),

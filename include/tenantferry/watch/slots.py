@@ -42,12 +42,13 @@ def check_slots(watched: Watched) -> Report:
         target.commit()
         places = _find_servers(watched, before)
         servers = _read_servers(report, ask_log_servers(places))
-        needs = _find_needs(watched, target, before, read_standings(target))
+        needs = _find_needs(watched, target, places, before=before, after=read_standings(target))
         looking = _Looking(watched, report, needs, target)
         disks = _read_disk_sizes(watched, places)
-        for where, server in servers:
+        for server in servers:
+            sizes = [disks[address] for address in server.addresses if address in disks]
             for slot in server.slots:
-                looking.at_slot(server, slot, where=where, disk_bytes=disks.get(where))
+                looking.at_slot(server, slot, disk_bytes=min(sizes, default=None))
         remember(target, looking.observed, keep_seconds=keep_seconds(watched.settings))
     report.findings += find_missing(servers, needs)
     return report
@@ -61,15 +62,13 @@ def _find_servers(watched: Watched, standings: dict[str, Standing]) -> list[Plac
     return [target, *find_places(watched, sources)[0]]
 
 
-def _read_servers(
-    report: Report, answers: Sequence[Answered[LogServer]]
-) -> list[tuple[str, LogServer]]:
-    servers: list[tuple[str, LogServer]] = []
+def _read_servers(report: Report, answers: Sequence[Answered[LogServer]]) -> list[LogServer]:
+    servers: list[LogServer] = []
     for answered in answers:
-        where = answered.place.server
         if not isinstance(answered.answer, TenantferryError):
-            servers.append((where, answered.answer))
+            servers.append(answered.answer)
             continue
+        where = answered.place.server
         report.see(f"all slots on {where}", kept_bytes=None)
         report.findings.append(
             warning(CHECK, where, f"What its slots keep is unknown: {answered.answer.message}.")
@@ -78,7 +77,12 @@ def _read_servers(
 
 
 def _find_needs(
-    watched: Watched, target: connection, before: dict[str, Standing], after: dict[str, Standing]
+    watched: Watched,
+    target: connection,
+    places: Sequence[Place],
+    *,
+    before: dict[str, Standing],
+    after: dict[str, Standing],
 ) -> Needs:
     """A step that began or ended meanwhile changes both the slots and what they are needed for."""
     settled = {
@@ -90,7 +94,9 @@ def _find_needs(
     }
     return Needs(
         target=read_source_identity(target),
+        target_home=Place(watched.target, watched.fleet.target.conn_id).server,
         standings=settled,
+        homes={place.tenant.key: place.server for place in places if place.tenant is not None},
         moving=frozenset((before.keys() | after.keys()) - settled.keys()),
         inactive_limit=watched.settings.slot_inactive_seconds,
     )
@@ -113,15 +119,13 @@ class _Looking:
         self._unwell = read_unwell_seconds(target)
         self.observed: list[Observation] = []
 
-    def at_slot(
-        self, server: LogServer, slot: SeenSlot, *, where: str, disk_bytes: int | None
-    ) -> None:
+    def at_slot(self, server: LogServer, slot: SeenSlot, *, disk_bytes: int | None) -> None:
         """Look at one slot."""
-        now = Observation(server.system_identifier, slot.name, slot.is_active, slot.kept_bytes)
+        now = Observation(server.where, slot.name, slot.is_active, slot.kept_bytes)
         self.observed.append(now)
         growth = measure_growth(now, self._sizes.get(now.key))
         room = measure_room(server, slot, disk_bytes=disk_bytes, growth=growth)
-        subject = f'slot "{slot.name}" of database "{slot.database}" on {where}'
+        subject = f'slot "{slot.name}" of database "{slot.database}" on {server.where}'
         inactive = self._measure_inactive(slot, now)
         self._report.see(
             subject,
