@@ -348,7 +348,7 @@ def test_a_try_after_the_first_does_not_let_a_stopped_wave_go_on(
     until = datetime.now(UTC) + timedelta(hours=1)
     wave = record_plan(
         target, "night 1", [Pick("acme", False, 1), Pick("globex", False, 1)],
-        stage=1, stage_size=2, stage_wave=None, starts_until=until,
+        stage=1, stage_size=2, stage_wave=None, starts_from=None, starts_until=until,
     )  # fmt: skip
     assert wave is not None
     record_start(target, wave, "acme")

@@ -13,6 +13,7 @@ from tenantferry.control.registry import change_phase, ensure_registered
 from tenantferry.control.waves import Standing, Wave, read_wave
 from tenantferry.fleet.operation import Waves
 from tenantferry.fleet.window import Day, Window
+from tenantferry.waves.facts import LARGE
 from tenantferry.waves.nightly import begin_wave
 from tenantferry.waves.planning import WavePlan
 from tenantferry.waves.reading import Databases
@@ -108,6 +109,19 @@ class NightStage:
         tenants = {**fleet.tenants, tenant: declared}
         self.databases = replace(
             self.databases, fleet=fleet.model_copy(update={"tenants": tenants})
+        )
+
+    def declare_large(self, tenant: str) -> None:
+        """Declare one more tenant, which must be alone, in the place of the first one's source."""
+        fleet = self.databases.fleet
+        first = next(iter(fleet.tenants.values()))
+        changes = {"key": tenant, "id": uuid5(NAMESPACE_DNS, tenant), "size_class": LARGE}
+        self.databases = replace(
+            self.databases,
+            fleet=fleet.model_copy(
+                update={"tenants": {**fleet.tenants, tenant: first.model_copy(update=changes)}}
+            ),
+            sources={**self.databases.sources, tenant: self.databases.sources[first.key]},
         )
 
     def bring_live(self, tenant: str) -> None:

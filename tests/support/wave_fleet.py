@@ -80,9 +80,15 @@ def member(key: str, position: int = 1, *, since: datetime | None = None, **fiel
     )
 
 
-def wave_of(*members: Member, stop_reason: str | None = None, until: datetime = UNTIL) -> Wave:
+def wave_of(
+    *members: Member,
+    stop_reason: str | None = None,
+    stage_size: int = 100,
+    begin: datetime | None = None,
+    until: datetime = UNTIL,
+) -> Wave:
     """Return wave 7, which serves stage 1."""
-    return Wave(7, 1, until, None, stop_reason, members)
+    return Wave(7, 1, stage_size, begin, until, None, stop_reason, members)
 
 
 def view_of(

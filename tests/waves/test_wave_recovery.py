@@ -13,7 +13,7 @@ from tenantferry.errors import TransientError
 from tenantferry.waves.nightly import resume_wave
 from tenantferry.waves.runs import Wait
 from tenantferry.waves.standings import RunLook
-from tenantferry.waves.summary import WaveStoppedError, WaveSummary
+from tenantferry.waves.summary import WaveIdleError, WaveStoppedError, WaveSummary
 
 
 def crash(stage: NightStage) -> None:
@@ -66,7 +66,8 @@ def test_a_start_that_was_not_done_is_not_made_up_for_when_the_time_of_the_wave_
     with stage.target.cursor() as cursor:
         cursor.execute("UPDATE tenantferry.waves SET starts_until = now() - interval '3 hours'")
 
-    stage.advance()
+    with pytest.raises(WaveIdleError):
+        stage.advance()
 
     assert stage.runs.started == []
     assert member_of(stage, "acme").started_at is None
@@ -210,3 +211,37 @@ def test_a_member_that_could_not_be_started_is_tried_again_only_if_the_wave_had_
 
     assert retried == ["globex", "initech"]
     assert stage.runs.started == ["globex", "initech", "acme"]
+
+
+def test_a_night_in_which_nobody_could_be_started_fails_and_says_what_was_in_the_way(
+    stage: NightStage,
+) -> None:
+    stage.plan()
+    stage.register("hooli", [Phase.PREPARED])
+    stage.declare_large("hooli")
+    stage.runs.looks["hooli", "an earlier night"] = RunLook(Standing.RUNNING)
+    assert isinstance(stage.advance(), Wait)
+    with stage.target.cursor() as cursor:
+        cursor.execute("UPDATE tenantferry.waves SET starts_until = now()")
+
+    with pytest.raises(WaveIdleError) as idle:
+        stage.advance()
+
+    assert "acme (nothing starts beside hooli), globex (nothing starts" in idle.value.detail
+
+
+def test_what_kept_a_member_from_starting_is_not_told_of_it_once_it_has_started(
+    stage: NightStage,
+) -> None:
+    stage.plan()
+    stage.runs.looks["initech", "manual"] = RunLook(Standing.RUNNING)
+    stage.register("initech", [Phase.PREPARED])
+    stage.configure(most_in_flight=1)
+    stage.advance()
+    waiting = member_of(stage, "acme")
+    stage.configure(most_in_flight=3, most_in_flight_per_source=3)
+
+    stage.advance()
+
+    assert waiting.detail == "most_in_flight is 1: initech"
+    assert member_of(stage, "acme").detail == ""

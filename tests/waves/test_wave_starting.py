@@ -35,8 +35,11 @@ def test_next_starts_starts_no_more_per_source_server_and_goes_on_with_another()
 def test_next_starts_counts_who_is_in_flight_beside_the_wave() -> None:
     view = view_of(wave_of(member("a")), bystanders={"x": False, "y": False})
 
-    assert next_starts(view, everything(most_in_flight=2), NOW).starts == ()
-    assert next_starts(view, everything(most_in_flight_per_source=2), NOW).starts == ()
+    in_all = next_starts(view, everything(most_in_flight=2), NOW)
+    of_its_source = next_starts(view, everything(most_in_flight_per_source=2), NOW)
+    assert (in_all.starts, in_all.blockers) == ((), {"a": "most_in_flight is 2: x, y"})
+    assert of_its_source.starts == ()
+    assert of_its_source.blockers == {"a": "most_in_flight_per_source is 2: x, y"}
     roomy = everything(most_in_flight=3, most_in_flight_per_source=3)
     assert next_starts(view, roomy, NOW).starts == ("a",)
 
@@ -59,6 +62,7 @@ def test_a_tenant_that_must_be_alone_is_never_started_beside_another() -> None:
     alone = next_starts(view_of(wave_of(large)), everything(), NOW)
 
     assert beside.starts == ()
+    assert beside.blockers == {"large": "it has to be alone; in flight: a"}
     assert with_another.starts == ("a",)
     assert outside.starts == ()
     assert alone.starts == ("large",)
@@ -71,7 +75,9 @@ def test_nobody_is_started_beside_a_tenant_that_must_be_alone(other: str) -> Non
     else:
         view = view_of(wave_of(member("b")), bystanders={"large": True})
 
-    assert next_starts(view, everything(), NOW).starts == ()
+    decision = next_starts(view, everything(), NOW)
+
+    assert (decision.starts, decision.blockers) == ((), {"b": "nothing starts beside large"})
 
 
 def test_nobody_overtakes_a_tenant_that_waits_to_be_alone() -> None:
@@ -147,7 +153,10 @@ def test_a_tenant_in_flight_keeps_the_slot_that_it_has_not_taken_yet() -> None:
 def test_next_starts_heeds_the_target_and_the_stream_pool(place: str) -> None:
     view = view_of(wave_of(member("a"), member("b", 2)), supplies={place: (Supply("x", 1, 1),)})
 
-    assert next_starts(view, everything(), NOW).starts == ("a",)
+    decision = next_starts(view, everything(), NOW)
+
+    assert decision.starts == ("a",)
+    assert decision.blockers == {"b": f"{place} has no x left"}
 
 
 def test_nobody_is_started_from_a_server_that_does_not_answer() -> None:
@@ -157,6 +166,7 @@ def test_nobody_is_started_from_a_server_that_does_not_answer() -> None:
     decision = next_starts(replace(view, supplies=known), everything(), NOW)
 
     assert decision.starts == ("b",)
+    assert decision.blockers == {"a": "nothing is known of db2:5432"}
     assert decision.wake_at == NOW + RECHECK
 
 
@@ -177,6 +187,30 @@ def test_a_wave_stops_when_more_fail_than_the_budget_allows() -> None:
         '2 failures exceed error budget 1: a (task "validate" failed), b (its run failed)'
     )
     assert not beyond.is_over  # c finishes first
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_small_stage_stops_the_wave_when_all_of_it_fail_whatever_the_budget(size: int) -> None:
+    failed = [member(f"f{n}", n, standing=FAILED, detail="its run failed") for n in range(size)]
+
+    all_failed = next_starts(
+        view_of(wave_of(*failed, stage_size=size)), everything(error_budget=2), NOW
+    )
+    all_but_one = next_starts(
+        view_of(wave_of(*failed, stage_size=size + 1)), everything(error_budget=2), NOW
+    )
+
+    assert all_failed.stop_reason is not None
+    assert f"error budget {size - 1} of a stage of {size}: f0" in all_failed.stop_reason
+    assert all_but_one.stop_reason is None
+
+
+def test_a_wave_starts_nobody_before_its_stage_may_begin() -> None:
+    early = next_starts(view_of(wave_of(member("a"), begin=LATE)), everything(), NOW)
+    in_time = next_starts(view_of(wave_of(member("a"), begin=LATE)), everything(), LATE)
+
+    assert (early.starts, early.wake_at, early.is_over) == ((), LATE, False)
+    assert in_time.starts == ("a",)
 
 
 def test_a_stopped_wave_is_over_when_nobody_is_in_flight() -> None:

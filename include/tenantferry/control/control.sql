@@ -255,6 +255,8 @@ CREATE TABLE IF NOT EXISTS tenantferry.waves (
     ended_at      timestamptz,
     stop_reason   text                  -- set: it starts no tenant any more
 );
+-- Set: before, it starts no tenant; the stage before has to soak.
+ALTER TABLE tenantferry.waves ADD COLUMN IF NOT EXISTS starts_from timestamptz;
 
 -- The tenants that a wave moves, in their order.
 CREATE TABLE IF NOT EXISTS tenantferry.wave_members (
@@ -268,7 +270,7 @@ CREATE TABLE IF NOT EXISTS tenantferry.wave_members (
     standing    text,                   -- running, asking, live, failed, declined, skipped; null once
                                         -- started: whether there is a run nobody knows
     since       timestamptz,            -- of the standing
-    detail      text,
+    detail      text,                   -- of the standing; without one, what keeps it from starting
     PRIMARY KEY (wave, tenant)
 );
 CREATE INDEX IF NOT EXISTS wave_members_tenant_idx ON tenantferry.wave_members (tenant, wave);

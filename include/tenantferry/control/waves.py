@@ -45,7 +45,8 @@ class Member:
     :ivar started_at: ``None``: not started yet.
     :ivar standing: ``None`` with a start: whether there is a run nobody knows.
     :ivar since: of the standing.
-    :ivar detail: what is to be said about the standing, or empty.
+    :ivar detail: what is to be said about the standing, or empty. Without a standing, what kept it
+        from being started when it was last decided.
     """
 
     tenant: str
@@ -65,12 +66,16 @@ class Wave:
 
     :ivar number: counts all waves of the target.
     :ivar stage: 1 is the first of the declared stages.
+    :ivar stage_size: tenants that have to be live for the stage to end.
+    :ivar starts_from: before, it starts no tenant; ``None``: it may start at once.
     :ivar starts_until: from here on it starts no tenant.
     :ivar stop_reason: it starts no tenant any more, and why.
     """
 
     number: int
     stage: int
+    stage_size: int
+    starts_from: datetime | None
     starts_until: datetime
     ended_at: datetime | None
     stop_reason: str | None
@@ -101,6 +106,7 @@ def record_plan(
     stage: int,
     stage_size: int,
     stage_wave: int | None,
+    starts_from: datetime | None,
     starts_until: datetime,
 ) -> int | None:
     """
@@ -115,9 +121,10 @@ def record_plan(
         if not picks:
             return None
         cursor.execute(
-            "INSERT INTO tenantferry.waves (run_id, stage, stage_size, stage_wave, starts_until)"
-            " VALUES (%s, %s, %s, %s, %s) RETURNING wave",
-            (run_id, stage, stage_size, stage_wave, starts_until),
+            "INSERT INTO tenantferry.waves"
+            " (run_id, stage, stage_size, stage_wave, starts_from, starts_until)"
+            " VALUES (%s, %s, %s, %s, %s, %s) RETURNING wave",
+            (run_id, stage, stage_size, stage_wave, starts_from, starts_until),
         )
         row = cursor.fetchone()
         wave: int = row[0] if row else 0
@@ -142,7 +149,7 @@ def read_wave(target: connection, run_id: str) -> Wave | None:
     """Return the wave of a run of ``nightly_wave``, its members in their order."""
     with target.cursor() as cursor:
         cursor.execute(
-            "SELECT wave, stage, starts_until, ended_at, stop_reason"
+            "SELECT wave, stage, stage_size, starts_from, starts_until, ended_at, stop_reason"
             " FROM tenantferry.waves WHERE run_id = %s",
             (run_id,),
         )
@@ -156,7 +163,10 @@ def read_wave(target: connection, run_id: str) -> Wave | None:
             (row[0],),
         )
         members = tuple(_member(found) for found in cursor.fetchall())
-    return Wave(row[0], row[1], row[2], row[3], row[4], members)
+    number, stage, stage_size, starts_from, starts_until, ended_at, stop_reason = row
+    return Wave(
+        number, stage, stage_size, starts_from, starts_until, ended_at, stop_reason, members
+    )
 
 
 def reopen_wave(target: connection, wave: int) -> None:
@@ -220,6 +230,16 @@ def record_undone_start(target: connection, wave: int, tenant: str) -> None:
             "UPDATE tenantferry.wave_members SET started_at = NULL, since = NULL"
             " WHERE wave = %s AND tenant = %s AND standing IS NULL",
             (wave, tenant),
+        )
+
+
+def record_blocker(target: connection, wave: int, tenant: str, *, detail: str) -> None:
+    """Record what keeps a member from being started. The caller commits."""
+    with target.cursor() as cursor:
+        cursor.execute(
+            "UPDATE tenantferry.wave_members SET detail = %s"
+            " WHERE wave = %s AND tenant = %s AND started_at IS NULL AND standing IS NULL",
+            (detail, wave, tenant),
         )
 
 

@@ -61,7 +61,8 @@ class Waves(Declared):
     :ivar most_tenants: that one wave starts.
     :ivar most_in_flight: at the same time, for the target.
     :ivar most_in_flight_per_source: at the same time, for each source server.
-    :ivar error_budget: with more failures than that a wave starts no further tenant.
+    :ivar error_budget: with more failures than that a wave starts no further tenant; nor does it
+        when all tenants of a smaller stage have failed.
     :ivar deadline_hours: a run that works for longer counts as a failure; nobody ends it.
     :ivar approval_hours: a tenant that waits for a person for longer is left to that person: the
         wave goes on without it, and it is no failure.

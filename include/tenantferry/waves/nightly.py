@@ -12,7 +12,6 @@ from tenantferry.control.registry import ensure_control_schema
 from tenantferry.control.waves import (
     Pick,
     Wave,
-    has_waves,
     read_clock,
     read_wave,
     record_plan,
@@ -55,8 +54,7 @@ def begin_wave(
     """
     with closing(open_target(databases)) as target:
         with target:
-            if not has_waves(target):
-                ensure_control_schema(target)
+            ensure_control_schema(target)
         wave = read_wave(target, run_id)
         if wave is not None and any(member.started_at is not None for member in wave.members):
             return wave
@@ -69,6 +67,7 @@ def begin_wave(
                 stage=plan.stage.number,
                 stage_size=plan.stage.size,
                 stage_wave=plan.stage.wave,
+                starts_from=plan.stage.begins_at,
                 starts_until=until,
             )
         return plan
@@ -82,7 +81,8 @@ def resume_wave(databases: Databases, *, run_id: str) -> None:
     stopped, it stays so.
     """
     with closing(open_target(databases)) as target, target:
-        if has_waves(target) and (wave := read_wave(target, run_id)) is not None:
+        ensure_control_schema(target)
+        if (wave := read_wave(target, run_id)) is not None:
             reopen_wave(target, wave.number)
 
 

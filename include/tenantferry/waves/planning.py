@@ -117,7 +117,7 @@ def plan_wave(facts: FleetFacts, settings: Waves, *, now: datetime, until: datet
         held_back=_only(lines, Place.HELD_BACK),
         refused=(*_only(lines, Place.REFUSED), *broken),
         finished=_only(lines, Place.FINISHED),
-        sentence=_summarize(stage, chosen, remaining, settings, has_time=now < until),
+        sentence=_summarize(stage, chosen, remaining, settings, now=now, until=until),
     )
 
 
@@ -201,35 +201,40 @@ def _choose(
     now: datetime,
     until: datetime,
 ) -> list[PlannedTenant]:
+    begin = max(now, stage.begins_at or now)
     room = min(stage.size - stage.live, settings.most_tenants)
     chosen: list[PlannedTenant] = []
     for each in candidates:
-        reason = _find_wait(each, stage, settings, now=now, until=until)
+        reason = _find_wait(each, stage, settings, begin=begin, until=until)
         if not reason and room == 0:
             reason = "its turn comes later"
         if reason:
             chosen.append(_line(each, settings, Place.WAITING, reason))
         else:
             room -= 1
-            opening = find_opening(each.tenant.window, now, timezone=settings.timezone)
+            opening = find_opening(each.tenant.window, begin, timezone=settings.timezone)
             _, because = _judge_former(each, settings, now)
             if opening is not None and opening > now:
-                because = f"{because}; its window opens {_show(opening, settings)}"
+                because = f"{because}; not before {_show(opening, settings)}"
             chosen.append(_line(each, settings, Place.PICKED, because))
     return chosen
 
 
 def _find_wait(
-    facts: TenantFacts, stage: Stage, settings: Waves, *, now: datetime, until: datetime
+    facts: TenantFacts, stage: Stage, settings: Waves, *, begin: datetime, until: datetime
 ) -> str:
-    """Return why a tenant cannot be moved tonight; empty: it can."""
+    """
+    Return why a tenant cannot be moved tonight; empty: it can.
+
+    :param begin: from then on the wave may start somebody.
+    """
     if facts.size_bytes is None:
         return f"unknown: {facts.unknown}"
-    if stage.begins_at is not None:
+    if stage.begins_at is not None and stage.begins_at >= until:
         return f"stage {stage.number} may begin {_show(stage.begins_at, settings)}"
-    if now >= until:
+    if begin >= until:
         return "the time of this wave is over"
-    opening = find_opening(facts.tenant.window, now, timezone=settings.timezone)
+    opening = find_opening(facts.tenant.window, begin, timezone=settings.timezone)
     if opening is None or opening >= until:
         when = "within a week" if opening is None else f"before {_show(opening, settings)}"
         return f"its window does not open {when}"
@@ -264,19 +269,22 @@ def _summarize(
     remaining: int,
     settings: Waves,
     *,
-    has_time: bool,
+    now: datetime,
+    until: datetime,
 ) -> str:
     if not remaining:
         return "no tenant is left to move"
     name = f"stage {stage.number} of {len(settings.stages)}"
-    if stage.begins_at is not None:
-        return f"{name} may begin {_show(stage.begins_at, settings)}; nothing starts before"
-    if not has_time:
+    begins = "" if stage.begins_at is None else f" may begin {_show(stage.begins_at, settings)}"
+    if stage.begins_at is not None and stage.begins_at >= until:
+        return f"{name}{begins}; nothing starts before"
+    if now >= until:
         return f"the time of this wave is over; {name} goes on with the next one"
     picked = len(_only(chosen, Place.PICKED))
     return (
         f"{name} ({stage.percent} % of the tenants that remained):"
         f" {stage.live} of {stage.size} live, {picked} picked, {remaining} remain in all"
+        + (f"; it{begins}" if begins else "")
     )
 
 

@@ -17,14 +17,15 @@ from datetime import datetime
 
 from psycopg2.extensions import connection
 
+from tenantferry.control.registry import ensure_control_schema
 from tenantferry.control.waves import (
     Member,
     Standing,
     Wave,
     end_wave,
-    has_waves,
     read_clock,
     read_wave,
+    record_blocker,
     record_skip,
     record_standing,
     record_start,
@@ -55,11 +56,8 @@ class _Night:
     runs: Runs
     run_id: str
 
-    def read_wave(self) -> Wave | None:
-        return read_wave(self.target, self.run_id) if has_waves(self.target) else None
-
     def reread_wave(self) -> Wave:
-        wave = self.read_wave()
+        wave = read_wave(self.target, self.run_id)
         if wave is None:
             raise _lost()
         return wave
@@ -72,11 +70,15 @@ def advance_wave(databases: Databases, runs: Runs, *, run_id: str) -> Wait | Wav
     :param run_id: of ``nightly_wave``.
     :return: what to wait for, or how the wave ended.
     :raises WaveStoppedError: if the wave is over and was stopped.
+    :raises WaveIdleError: if it is over and could start nobody.
     """
     with closing(open_target(databases)) as target:
-        night = _Night(target, databases, runs, run_id)
-        wave = night.read_wave()
-        return WaveSummary() if wave is None else _advance(night, wave)
+        with target:  # a newer version may go on with a wave of an older one
+            ensure_control_schema(target)
+        wave = read_wave(target, run_id)
+        if wave is None:
+            return WaveSummary()
+        return _advance(_Night(target, databases, runs, run_id), wave)
 
 
 def _advance(night: _Night, wave: Wave) -> Wait | WaveSummary:
@@ -112,6 +114,8 @@ def _decide(
     if decision.stop_reason is not None and wave.stop_reason is None:
         logger.error("wave %s starts nobody more: %s", wave.number, decision.stop_reason)
         stop_wave(night.target, wave.number, reason=decision.stop_reason)
+    for tenant, blocker in decision.blockers.items():
+        record_blocker(night.target, wave.number, tenant, detail=blocker)
     return decision, now
 
 

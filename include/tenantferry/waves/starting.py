@@ -72,6 +72,18 @@ class WaveView:
 
 
 @dataclass(frozen=True, slots=True)
+class _Blocker:
+    """
+    What keeps a tenant from being started.
+
+    :ivar is_outside: nobody tells when it is gone: it is not, or not only, of this wave.
+    """
+
+    reason: str
+    is_outside: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """
     What a wave does next.
@@ -79,10 +91,12 @@ class Decision:
     :ivar starts: tenants to start now.
     :ivar wake_at: when to decide again, if nothing happens before; ``None``: only then.
     :ivar stop_reason: it starts no tenant any more, and why.
+    :ivar blockers: what keeps tenants whose windows are open from being started now.
     :ivar is_over: nobody is to be started, and nobody is waited for.
     """
 
     starts: tuple[str, ...]
+    blockers: Mapping[str, str]
     wake_at: datetime | None
     stop_reason: str | None
     is_over: bool
@@ -94,15 +108,16 @@ def next_starts(view: WaveView, settings: Waves, now: datetime) -> Decision:
     stop_reason = wave.stop_reason or _find_stop(wave, settings, now)
     may_start = stop_reason is None and now < wave.starts_until
     pending = _find_openings(view, settings, now) if may_start else {}
-    starts, is_short = _choose_starts(view, settings, now, pending)
+    starts, blockers = _choose_starts(view, settings, now, pending)
     waited = [m for m in wave.members if _is_waited_for(m, view, settings, now)]
     moments = [_deadline(member, settings) for member in waited if _has_deadline(member)]
     if pending:
         moments += [wave.starts_until, *(at for at in pending.values() if at > now)]
-    if is_short:
+    if any(blocker.is_outside for blocker in blockers.values()):
         moments.append(now + RECHECK)
     return Decision(
         starts=starts,
+        blockers={tenant: blocker.reason for tenant, blocker in blockers.items()},
         wake_at=min(moments, default=None),
         stop_reason=stop_reason,
         is_over=not waited and not pending,
@@ -133,11 +148,14 @@ def explain_failure(member: Member, settings: Waves) -> str:
 
 def _find_stop(wave: Wave, settings: Waves, now: datetime) -> str | None:
     failures = [member for member in wave.members if has_failed(member, settings, now)]
-    if len(failures) <= settings.error_budget:
+    # A stage in which everybody fails has told what it is there to tell, however few they are.
+    budget = min(settings.error_budget, wave.stage_size - 1)
+    if len(failures) <= budget:
         return None
     count = f"{len(failures)} failure{'s exceed' if len(failures) > 1 else ' exceeds'}"
+    whose = f" of a stage of {wave.stage_size}" if budget < settings.error_budget else ""
     names = ", ".join(explain_failure(member, settings) for member in failures)
-    return f"{count} error budget {settings.error_budget}: {names}"
+    return f"{count} error budget {budget}{whose}: {names}"
 
 
 def _is_waited_for(member: Member, view: WaveView, settings: Waves, now: datetime) -> bool:
@@ -160,12 +178,13 @@ def _deadline(member: Member, settings: Waves) -> datetime:
 
 def _find_openings(view: WaveView, settings: Waves, now: datetime) -> dict[str, datetime]:
     """Return the members that can still be started tonight, in their order, and from when on."""
+    begin = max(now, view.wave.starts_from or now)
     openings = {}
     for member in view.wave.members:
         tenant = view.tenants.get(member.tenant)
         if tenant is None or member.started_at is not None or member.standing is not None:
             continue
-        opening = find_opening(tenant.window, now, timezone=settings.timezone)
+        opening = find_opening(tenant.window, begin, timezone=settings.timezone)
         if opening is not None and opening < view.wave.starts_until:
             openings[member.tenant] = opening
     return openings
@@ -183,42 +202,66 @@ def _find_in_flight(view: WaveView, settings: Waves, now: datetime) -> dict[str,
 
 def _choose_starts(
     view: WaveView, settings: Waves, now: datetime, pending: Mapping[str, datetime]
-) -> tuple[tuple[str, ...], bool]:
-    """Return whom to start, and whether somebody only waits for what others have taken."""
+) -> tuple[tuple[str, ...], dict[str, _Blocker]]:
+    """Return whom to start, and what keeps the others whose windows are open."""
     alone = {member.tenant: member.is_alone for member in view.wave.members}
     in_flight = _find_in_flight(view, settings, now)
     starts: list[str] = []
-    is_short = False
+    blockers: dict[str, _Blocker] = {}
+    crowd: _Blocker | None = None
     for tenant in (key for key, opening in pending.items() if opening <= now):
-        is_crowded = len(in_flight) >= settings.most_in_flight
         # Nobody overtakes a tenant that has to be alone, or it might never be.
-        if is_crowded or any(in_flight.values()) or (alone[tenant] and in_flight):
-            is_short = is_short or bool(view.bystanders)
-            break
-        server = view.servers.get(tenant, "")
-        beside = sum(view.servers.get(key) == server for key in in_flight)
-        if beside >= settings.most_in_flight_per_source or _is_short(tenant, view, in_flight):
-            is_short = True
-            continue
-        starts.append(tenant)
-        in_flight[tenant] = alone[tenant]
-    return tuple(starts), is_short
+        crowd = crowd or _find_crowd(view, settings, in_flight, is_alone=alone[tenant])
+        blocker = crowd or _find_shortage(tenant, view, settings, in_flight)
+        if blocker is not None:
+            blockers[tenant] = blocker
+        else:
+            starts.append(tenant)
+            in_flight[tenant] = alone[tenant]
+    return tuple(starts), blockers
 
 
-def _is_short(tenant: str, view: WaveView, in_flight: Mapping[str, bool]) -> bool:
-    """Tell whether a place lacks something for one more, or nothing is known of it."""
-    return any(_lacks(tenant, place, view, in_flight) for place in view.places(tenant))
+def _find_crowd(
+    view: WaveView, settings: Waves, in_flight: Mapping[str, bool], *, is_alone: bool
+) -> _Blocker | None:
+    """Find what keeps everybody from being started: who is in flight."""
+    names = ", ".join(sorted(in_flight))
+    is_outside = bool(view.bystanders)
+    if any(in_flight.values()):
+        large = ", ".join(sorted(key for key, must_be_alone in in_flight.items() if must_be_alone))
+        return _Blocker(f"nothing starts beside {large}", is_outside)
+    if len(in_flight) >= settings.most_in_flight:
+        return _Blocker(f"most_in_flight is {settings.most_in_flight}: {names}", is_outside)
+    if is_alone and in_flight:
+        return _Blocker(f"it has to be alone; in flight: {names}", is_outside)
+    return None
 
 
-def _lacks(tenant: str, place: str, view: WaveView, in_flight: Mapping[str, bool]) -> bool:
+def _find_shortage(
+    tenant: str, view: WaveView, settings: Waves, in_flight: Mapping[str, bool]
+) -> _Blocker | None:
+    """Find what one tenant lacks where it would take something."""
+    server = view.servers.get(tenant, "")
+    beside = sorted(key for key in in_flight if view.servers.get(key) == server)
+    most = settings.most_in_flight_per_source
+    if len(beside) >= most:
+        reason = f"most_in_flight_per_source is {most}: {', '.join(beside)}"
+        return _Blocker(reason, is_outside=True)
+    lacks = (_find_lack(tenant, place, view, in_flight) for place in view.places(tenant))
+    reason = next((lack for lack in lacks if lack), "")
+    return _Blocker(reason, is_outside=True) if reason else None
+
+
+def _find_lack(tenant: str, place: str, view: WaveView, in_flight: Mapping[str, bool]) -> str:
+    """Tell what a place lacks for one more; empty: nothing."""
     supplies = view.supplies.get(place)
     if supplies is None:
-        return True
+        return f"nothing is known of {place or 'its source server'}"
     users = [key for key in in_flight if place in view.places(key)]
-    return any(
-        supply.free < sum(_shares(supply, [*users, tenant]))  # what those in flight still take
-        for supply in supplies
-    )
+    for supply in supplies:
+        if supply.free < sum(_shares(supply, [*users, tenant])):  # what those in flight still take
+            return f"{place} has no {supply.name} left"
+    return ""
 
 
 def _shares(supply: Supply, users: list[str]) -> Iterator[int]:

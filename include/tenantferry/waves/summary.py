@@ -12,6 +12,10 @@ from tenantferry.fleet.operation import Waves
 from tenantferry.waves.starting import explain_failure, has_failed
 
 
+class WaveIdleError(PermanentError):
+    """A wave was to move tenants, and started nobody in all its time."""
+
+
 class WaveStoppedError(PermanentError):
     """A wave stopped itself. Nobody is half-way: what was in flight went on to its end."""
 
@@ -70,15 +74,26 @@ def summarize(wave: Wave, settings: Waves, now: datetime) -> WaveSummary:
 
 def check_wave(wave: Wave, summary: WaveSummary) -> None:
     """
-    Check that a wave that is over was not stopped.
+    Check that a wave that is over was not stopped, and did what could be done.
 
-    :raises WaveStoppedError: if it was.
+    :raises WaveStoppedError: if it was stopped.
+    :raises WaveIdleError: if it could start nobody.
     """
     if wave.stop_reason is not None:
         raise WaveStoppedError(
             f"wave {wave.number} stopped: {wave.stop_reason}",
             detail=f"Nobody was left half-way: {summary.tell()}.",
             hint="See the runs of those that failed; mend what they say and clear their failed"
-            ' tasks. Then clear "run_wave" to go on tonight, or leave the rest to the next wave,'
-            " which goes on where this one stopped.",
+            ' tasks. Then clear "run_wave" to go on tonight, trigger "nightly_wave" once its'
+            " time is over, or wait for the next night, which goes on where this one stopped.",
+        )
+    is_idle = all(member.started_at is None for member in wave.members)
+    # One that was skipped is told, and left to others: nothing of the wave's was in its way.
+    if is_idle and any(member.standing is None for member in wave.members):
+        raise WaveIdleError(
+            f"wave {wave.number} started nobody in all its time",
+            detail=f"Left to a later wave: {', '.join(summary.not_started)}.",
+            hint="See what was in the way: end or mend the run that was in flight, bring the server"
+            " back, or raise what is short. The next wave goes on where this one stopped; it may be"
+            " triggered now.",
         )
