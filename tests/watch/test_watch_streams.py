@@ -232,3 +232,26 @@ def test_a_lost_way_back_needs_no_stream(
     run("UPDATE tenantferry.graces SET lost_at = now(), lost_reason = 'The slot is gone.'")
 
     assert find(declare()) == []
+
+
+def test_a_stream_that_had_no_need_to_report_during_a_long_backfill_is_not_silent_at_once(
+    declare: Declare, stream: Callable[..., None], run: Run
+) -> None:
+    stream(reported_at="now() - interval '3 hours'", lag_measured_at="now()")
+    run("UPDATE tenantferry.tenants SET changed_at = now() - interval '5 seconds'")
+    just_copied = find(declare())
+    run("UPDATE tenantferry.tenants SET changed_at = now() - interval '2 minutes'")
+
+    (silent,) = find(declare())
+
+    assert just_copied == []
+    assert "has not reported for 120 s" in silent
+
+
+def test_the_reader_need_not_have_reported_before_anybody_could_go_back(
+    declare: Declare, grace: Callable[..., None], stream: Callable[..., None]
+) -> None:
+    stream(direction="reverse", phase="live")
+    grace(reported="now() - interval '3 days'", began="now() - interval '5 seconds'")
+
+    assert find(declare()) == []

@@ -57,7 +57,7 @@ class SeenStream:
     @property
     def silent_seconds(self) -> float:
         """For how long it has said nothing."""
-        return self.needed_seconds if self.reported_seconds is None else self.reported_seconds
+        return _measure_silence(self.reported_seconds, self.needed_seconds)
 
     @property
     def task(self) -> str:
@@ -86,8 +86,7 @@ class SeenReader:
     @property
     def silent_seconds(self) -> float:
         """For how long it has said nothing."""
-        needed = self.needed_seconds or 0.0
-        return needed if self.reported_seconds is None else self.reported_seconds
+        return _measure_silence(self.reported_seconds, self.needed_seconds or 0.0)
 
 
 def check_streams(watched: Watched) -> Report:
@@ -200,6 +199,11 @@ def _judge_lag(stream: SeenStream, settings: Watch, unknown_seconds: float) -> I
             f"See the log of {stream.task}. A large transaction passes by itself; if it grows from"
             " look to look, find what the receiving server waits for in pg_stat_activity.",
         )
+
+
+def _measure_silence(reported_seconds: float | None, needed_seconds: float) -> float:
+    # It need not have reported before it had to run: a backfill may have taken hours.
+    return needed_seconds if reported_seconds is None else min(reported_seconds, needed_seconds)
 
 
 def _find(stream: SeenStream, detail: str, hint: str) -> Finding:
