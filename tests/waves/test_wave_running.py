@@ -380,3 +380,46 @@ def test_a_wave_starts_nobody_whom_the_source_server_has_no_slots_for(
     assert with_room_for_one.seconds == pytest.approx(RECHECK.total_seconds(), abs=1)
     stage.advance()
     assert stage.runs.started == ["acme", "globex"]
+
+
+@pytest.mark.parametrize(
+    ("state", "started"),
+    [("running", []), ("interrupted", ["acme"])],
+    ids=["it runs", "it has ended"],
+)
+def test_the_stream_of_a_tenant_that_went_back_keeps_its_place_in_the_pool(
+    stage: NightStage, monkeypatch: pytest.MonkeyPatch, state: str, started: list[str]
+) -> None:
+    monkeypatch.setattr("tenantferry.waves.reading.STREAM_SLOTS", 1)
+    stage.plan()
+    stage.register("hooli", [*WAY, Phase.LIVE, Phase.ROLLING_BACK, Phase.STREAMING])
+    with stage.target.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO tenantferry.streams (tenant, position, confirmed, state)"
+            " VALUES ('hooli', '0/1', '0/1', %s)",
+            (state,),
+        )
+
+    stage.advance()
+
+    assert stage.runs.started == started
+
+
+def test_a_stream_of_a_tenant_in_flight_takes_one_place_in_the_pool(
+    stage: NightStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tenantferry.waves.reading.STREAM_SLOTS", 2)
+    stage.configure(most_in_flight=1)
+    stage.plan()
+    stage.advance()
+    stage.register("acme", [Phase.PREPARED, Phase.BACKFILLING, Phase.STREAMING])
+    with stage.target.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO tenantferry.streams (tenant, position, confirmed, state)"
+            " VALUES ('acme', '0/1', '0/1', 'running')"
+        )
+    stage.configure(most_in_flight=3)
+
+    stage.advance()
+
+    assert stage.runs.started == ["acme", "globex"]

@@ -12,7 +12,9 @@ from psycopg2 import errors
 from psycopg2.extensions import connection
 
 from tenantferry.connections import ConnectionParams, open_connection
+from tenantferry.control.direction import Direction
 from tenantferry.control.phases import Phase
+from tenantferry.control.streams import StreamState
 from tenantferry.control.waves import Standing, has_waves
 from tenantferry.errors import PermanentError, TransientError
 from tenantferry.fleet import Fleet, Tenant
@@ -22,6 +24,7 @@ from tenantferry.waves.starting import TARGET, Supply
 
 # The durable slot of a tenant, and a temporary one of a validation; a sender each.
 _SLOTS_PER_TENANT = 2
+_STREAMING = [StreamState.STARTING, StreamState.RUNNING, StreamState.HOLDING]
 # Sizes of many databases take a while; a server that hangs is one that does not answer.
 _STATEMENT_TIMEOUT = "60s"
 _NO_ANSWER = (
@@ -160,13 +163,22 @@ def read_target_supplies(target: connection, fleet: Fleet) -> tuple[Supply, ...]
     return (Supply("replication origins", free, 1, holders),)
 
 
-def plan_pool_supplies(fleet: Fleet, occupants: Sequence[str]) -> dict[str, tuple[Supply, ...]]:
+def read_streaming(target: connection) -> frozenset[str]:
+    """Return the tenants whose forward stream runs."""
+    with target.cursor() as cursor:
+        cursor.execute(
+            "SELECT tenant FROM tenantferry.streams WHERE direction = %s AND state = ANY (%s)",
+            (Direction.FORWARD, _STREAMING),
+        )
+        return frozenset(tenant for (tenant,) in cursor)
+
+
+def plan_pool_supplies(fleet: Fleet, taken: Sequence[str]) -> dict[str, tuple[Supply, ...]]:
     """
     Return what moves take of the stream pools: a slot each.
 
-    :param occupants: tenants that have a stream and are not in flight.
+    :param taken: the pool of each stream whose tenant is not in flight.
     """
-    taken = [fleet.tenants[key].stream_pool for key in occupants if key in fleet.tenants]
     return {
         pool: (Supply(f"pool {pool}", STREAM_SLOTS - taken.count(pool), 1),)
         for pool in {tenant.stream_pool for tenant in fleet.tenants.values()}
@@ -177,12 +189,12 @@ def plan_supplies(
     databases: Databases,
     servers: Mapping[str, ServerFacts | str],
     target: Sequence[Supply],
-    occupants: Sequence[str],
+    taken: Sequence[str],
 ) -> dict[str, tuple[Supply, ...]]:
     """Return what there is of every place; a server that did not answer is not one of them."""
     tenants = list(databases.fleet.tenants.values())
     return {
-        **plan_pool_supplies(databases.fleet, occupants),
+        **plan_pool_supplies(databases.fleet, taken),
         TARGET: tuple(target),
         **{
             server: facts.supplies(tenants)

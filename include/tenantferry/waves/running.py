@@ -88,7 +88,9 @@ def _advance(night: _Night, wave: Wave) -> Wait | WaveSummary:
     looks = _record_looks(night, wave, found, histories)
     _skip_taken(night, wave, histories)
     wave = night.reread_wave()
-    around = look_around(night.databases, night.runs, wave, histories=histories, looks=looks)
+    around = look_around(
+        night.target, night.databases, night.runs, wave, histories=histories, looks=looks
+    )
     while True:
         decision, now = _decide(night, wave, looks, around)
         looks |= _start_members(night, wave, decision.starts)

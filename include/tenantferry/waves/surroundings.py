@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from psycopg2.extensions import connection
 
 from tenantferry.control.waves import Standing, Wave
+from tenantferry.fleet.pools import STREAM_POOL
 from tenantferry.waves.facts import History, must_be_alone
 from tenantferry.waves.reading import (
     Databases,
     ServerFacts,
     plan_supplies,
     read_servers,
+    read_streaming,
     read_target_supplies,
 )
 from tenantferry.waves.runs import Runs
@@ -32,16 +34,18 @@ class Surroundings:
     What a wave shares servers and pools with.
 
     :ivar bystanders: tenants in flight that are not of the wave, and whether each must be alone.
-    :ivar occupants: tenants of which only the stream goes on: they failed, or wait for a person.
+    :ivar taken: the pool of each stream that goes on while its tenant is not in flight: it failed,
+        waits for a person, or went back to its source.
     :ivar servers: of pending members: what is left of each, or why nobody knows.
     """
 
     bystanders: Mapping[str, bool]
-    occupants: tuple[str, ...]
+    taken: tuple[str, ...]
     servers: Mapping[str, ServerFacts | str]
 
 
 def look_around(
+    target: connection,
     databases: Databases,
     runs: Runs,
     wave: Wave,
@@ -61,11 +65,8 @@ def look_around(
         for key, look in outside.items()
         if look.standing is Standing.RUNNING or look.is_cutting_over
     }
-    occupants = [key for key in outside if key not in bystanders]
-    occupants += [
-        key for key, look in looks.items() if look.is_open and look.standing not in _WORKING
-    ]
-    return Surroundings(bystanders, tuple(occupants), _ask_servers(databases, wave))
+    taken = _find_taken(databases, looks, outside, bystanders, read_streaming(target))
+    return Surroundings(bystanders, taken, _ask_servers(databases, wave))
 
 
 def build_view(
@@ -83,7 +84,7 @@ def build_view(
         tenants=databases.fleet.tenants,
         servers=databases.servers(),
         bystanders=around.bystanders,
-        supplies=plan_supplies(databases, around.servers, on_target, around.occupants),
+        supplies=plan_supplies(databases, around.servers, on_target, around.taken),
         cutting_over=frozenset(key for key, look in looks.items() if look.is_cutting_over),
     )
 
@@ -99,6 +100,23 @@ def _look_outside(
         if key in databases.fleet.tenants and key not in started and not history.is_finished
     ]
     return {key: look for key in begun if (look := runs.find_open(key)) is not None}
+
+
+def _find_taken(
+    databases: Databases,
+    looks: Mapping[str, RunLook],
+    outside: Mapping[str, RunLook],
+    bystanders: Collection[str],
+    streaming: Collection[str],
+) -> tuple[str, ...]:
+    """Return the pool of each stream that goes on while its tenant is not in flight."""
+    tenants = databases.fleet.tenants
+    open_runs = {key for key, look in looks.items() if look.is_open} | outside.keys()
+    working = {key for key, look in looks.items() if look.standing in _WORKING} | {*bystanders}
+    of_migrations = [tenants[key].stream_pool for key in open_runs - working if key in tenants]
+    # Without a run of its own Dag it is the stream of a rollback.
+    of_rollbacks = [STREAM_POOL for key in streaming if key not in open_runs]
+    return (*of_migrations, *of_rollbacks)
 
 
 def _was_alone(history: History) -> bool:
