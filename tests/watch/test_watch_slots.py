@@ -197,7 +197,7 @@ def test_a_slot_that_the_source_has_invalidated_is_a_finding(
     assert 'It was invalidated; the server says "lost"' in finding
 
 
-def test_the_time_until_a_slot_is_lost_is_told_from_two_looks(
+def test_the_time_until_a_slot_is_lost_is_told_from_the_looks_of_the_last_hours(
     *,
     declare: Declare,
     register: Register,
@@ -210,10 +210,10 @@ def test_the_time_until_a_slot_is_lost_is_told_from_two_looks(
     create_slot("tenantferry_acme")
     register("backfilling", seconds=300)
     first = check_slots(declare())
-    run("UPDATE tenantferry.observations SET seen_at = seen_at - interval '60 s'")
+    run("UPDATE tenantferry.observations SET seen_at = seen_at - interval '3600 s'")
     write_log(2000)
 
-    report = check_slots(declare())
+    report = check_slots(declare(wal_hours=1000))
 
     assert first.problems == []
     growth, room, hours = (
@@ -228,20 +228,56 @@ def test_the_time_until_a_slot_is_lost_is_told_from_two_looks(
     assert f"In {hours:.1f} hours" in finding.detail
 
 
-def test_looks_that_are_too_close_tell_no_rate(
+def test_looks_of_less_than_an_hour_tell_no_rate(
+    *,
     declare: Declare,
     register: Register,
     create_slot: Callable[[str], None],
     write_log: Callable[[int], None],
     keep_size: Callable[[str], None],
+    run: Run,
 ) -> None:
     keep_size("200MB")
     create_slot("tenantferry_acme")
     register("backfilling", seconds=300)
     check_slots(declare())
+    run("UPDATE tenantferry.observations SET seen_at = seen_at - interval '3500 s'")
     write_log(100)
 
-    assert find(declare()) == []
+    report = check_slots(declare(wal_hours=100_000))
+
+    assert report.problems == []
+    assert report.looks[0].numbers["growth_per_second"] is None
+
+
+def test_what_piles_up_while_a_step_runs_is_told_only_when_it_cannot_wait(
+    *,
+    declare: Declare,
+    register: Register,
+    create_slot: Callable[[str], None],
+    write_log: Callable[[int], None],
+    keep_size: Callable[[str], None],
+    run: Run,
+    target_params: ConnectionParams,
+) -> None:
+    keep_size("200MB")
+    create_slot("tenantferry_acme")
+    register("backfilling", seconds=300)
+    check_slots(declare())
+    run("UPDATE tenantferry.observations SET seen_at = seen_at - interval '3600 s'")
+    write_log(2000)
+    with (
+        closing(open_connection(target_params, purpose="step", autocommit=True)) as step,
+        step.cursor() as cursor,
+    ):
+        cursor.execute("SELECT pg_advisory_lock(hashtextextended('tenantferry step acme', 0))")
+        for_now = find(declare(wal_hours=1000))
+        # As if much more had been written.
+        run("UPDATE tenantferry.observations SET bytes = bytes - 500000000")
+        (urgent,) = find(declare(wal_hours=1000))
+
+    assert for_now == []
+    assert "the slot is lost" in urgent
 
 
 def test_the_time_until_a_declared_disk_is_full_is_told(
@@ -254,10 +290,10 @@ def test_the_time_until_a_declared_disk_is_full_is_told(
     create_slot("tenantferry_acme")
     register("backfilling", seconds=300)
     check_slots(declare())
-    run("UPDATE tenantferry.observations SET seen_at = seen_at - interval '60 s'")
+    run("UPDATE tenantferry.observations SET seen_at = seen_at - interval '3600 s'")
     write_log(500)
 
-    (finding,) = find(declare(wal_disk_bytes={"source_0": 2 * GIB}, wal_hours=1000))
+    (finding,) = find(declare(wal_disk_bytes={"source_0": 2 * GIB}, wal_hours=100_000))
     assert "the disk of the log is full" in finding
     assert find(declare(wal_disk_bytes={"source_0": 2000 * GIB})) == []
 

@@ -117,7 +117,8 @@ class Watch(Declared):
     :ivar stalled_seconds: a stream that works reports every second; without a report for so long
         it stands still.
     :ivar slot_inactive_seconds: a slot may be without a reader for so long.
-    :ivar wal_hours: a slot that will be lost, or will have filled the disk, within so many hours.
+    :ivar wal_hours: a slot that will be lost, or will have filled the disk, within so many hours,
+        at the rate of the last hours; while a step of its tenant runs, within three.
     :ivar wal_kept_bytes: log that a slot may keep back where nothing says how much room there is.
     :ivar wal_disk_bytes: Airflow connection of a server to how large its log may get.
     :ivar grace_ends_hours: say so long before that a tenant's way back ends; 0: do not say it.

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import linear_regression
 
 from psycopg2.extensions import connection
 from psycopg2.extras import execute_values
 
 from tenantferry.fleet.operation import Watch
 
-# Two looks that are closer say more about chance than about a rate.
-RATE_INTERVAL_SECONDS = 30.0
+# What is seen in less time says more about one backfill, or one batch, than about a rate.
+RATE_SECONDS = 3600.0
 
 _INSERT = "INSERT INTO tenantferry.observations (place, subject, is_well, bytes) VALUES %s"
 _PRUNE = (
     "DELETE FROM tenantferry.observations"
     " WHERE seen_at < clock_timestamp() - make_interval(secs => %s)"
 )
-_LATEST = """
-SELECT DISTINCT ON (place, subject)
-    place, subject, is_well, bytes, extract(epoch FROM clock_timestamp() - seen_at)::float8
+_SIZES = """
+SELECT place, subject, is_well, bytes, extract(epoch FROM clock_timestamp() - seen_at)::float8
 FROM tenantferry.observations
-WHERE bytes IS NOT NULL AND seen_at < clock_timestamp() - make_interval(secs => %s)
-ORDER BY place, subject, seen_at DESC
+WHERE bytes IS NOT NULL
 """
 _UNWELL = """
 SELECT place, subject, extract(epoch FROM clock_timestamp() - min(seen_at))::float8
@@ -63,12 +62,14 @@ class Observation:
         return self.place, self.subject
 
 
-def read_former_sizes(target: connection) -> dict[Key, Observation]:
-    """Return the last look at each thing's size that is old enough to tell a rate from."""
+def read_former_sizes(target: connection) -> dict[Key, list[Observation]]:
+    """Return the former looks at each thing's size."""
+    found: dict[Key, list[Observation]] = {}
     with target.cursor() as cursor:
-        cursor.execute(_LATEST, (RATE_INTERVAL_SECONDS,))
-        observations = [Observation(*row) for row in cursor]
-    return {observation.key: observation for observation in observations}
+        cursor.execute(_SIZES)
+        for observation in (Observation(*row) for row in cursor):
+            found.setdefault(observation.key, []).append(observation)
+    return found
 
 
 def read_unwell_seconds(target: connection) -> dict[Key, float]:
@@ -94,16 +95,21 @@ def remember(
 
 def keep_seconds(settings: Watch) -> float:
     """Return how long looks are kept: as long as any threshold is told from them, and more."""
-    return 3 * max(3600.0, settings.slot_inactive_seconds, settings.lag_seconds)
+    return 3 * max(RATE_SECONDS, settings.slot_inactive_seconds, settings.lag_seconds)
 
 
-def measure_growth(now: Observation, former: Observation | None) -> float | None:
+def measure_growth(now: Observation, former: Sequence[Observation]) -> float | None:
     """
-    Return how fast something grows, in bytes per second; ``None`` is unknown.
+    Return how fast something grows, in bytes per second: the slope of the line through all looks.
 
-    >>> measure_growth(Observation("1", "slot", True, 700), Observation("1", "slot", True, 100, 60))
-    10.0
+    :return: ``None`` is unknown: they do not reach back far enough.
+
+    >>> measure_growth(Observation("db1", "slot", True, 7300), [
+    ...     Observation("db1", "slot", True, 100, age_seconds=7200)])
+    1.0
     """
-    if former is None or former.bytes is None or now.bytes is None or not former.age_seconds:
+    points = [(-look.age_seconds, look.bytes) for look in (*former, now) if look.bytes is not None]
+    if now.bytes is None or not points or -min(points)[0] < RATE_SECONDS:
         return None
-    return (now.bytes - former.bytes) / former.age_seconds
+    ages, sizes = zip(*points, strict=True)
+    return linear_regression(ages, sizes).slope

@@ -10,6 +10,9 @@ from tenantferry.schema.findings import Finding, error
 from tenantferry.watch.log_servers import LogServer, SeenSlot
 
 CHECK = "slots and wal"
+# While a backfill, or another step, has the slot, it keeps back what is written; that ends with the
+# step. Only what cannot wait for that is told.
+MOVING_HOURS = 3.0
 _GIB = 1024**3
 
 
@@ -56,15 +59,22 @@ def measure_room(
     return Room(left, growth, end)
 
 
-def judge_room(subject: str, slot: SeenSlot, room: Room, settings: Watch) -> Iterator[Finding]:
-    """Tell a slot that is about to be lost, or to fill a disk."""
+def judge_room(
+    subject: str, slot: SeenSlot, room: Room, settings: Watch, *, is_moving: bool
+) -> Iterator[Finding]:
+    """
+    Tell a slot that is about to be lost, or to fill a disk.
+
+    :param is_moving: whether a step of its tenant runs.
+    """
+    limit_hours = min(settings.wal_hours, MOVING_HOURS) if is_moving else settings.wal_hours
     if slot.is_lost or slot.kept_bytes is None:
         return
     kept = f"It keeps back {_tell(slot.kept_bytes)} of log"
     hint = "Make its reader go on, or drop the slot. Else raise the limit, or enlarge the disk."
     if slot.wal_status == "unreserved":
         yield error(CHECK, subject, f"{kept}; the next checkpoint takes it away.", hint)
-    elif room.hours is not None and room.hours < settings.wal_hours:
+    elif room.hours is not None and room.hours < limit_hours:
         rate = "" if room.growth is None else f", {_tell(room.growth * 3600)} more per hour"
         yield error(
             CHECK,

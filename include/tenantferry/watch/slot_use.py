@@ -46,6 +46,10 @@ class Needs:
         """Whether any tenant can go back."""
         return any(standing.in_grace for standing in self.standings.values())
 
+    def is_moving(self, slot: SeenSlot) -> bool:
+        """Tell whether a step of a slot's tenant runs: log piles up while it does."""
+        return slot.name.partition("_")[2] in self.moving
+
     def is_home(self, server: LogServer, standing: Standing) -> bool:
         """Tell whether a server is that of a tenant's source."""
         # Who shares its identifier, e.g. a server that was replaced by its replica, is not.

@@ -123,7 +123,7 @@ class _Looking:
         """Look at one slot."""
         now = Observation(server.where, slot.name, slot.is_active, slot.kept_bytes)
         self.observed.append(now)
-        growth = measure_growth(now, self._sizes.get(now.key))
+        growth = measure_growth(now, self._sizes.get(now.key, []))
         room = measure_room(server, slot, disk_bytes=disk_bytes, growth=growth)
         subject = f'slot "{slot.name}" of database "{slot.database}" on {server.where}'
         inactive = self._measure_inactive(slot, now)
@@ -139,7 +139,9 @@ class _Looking:
         self._report.findings += judge_use(
             server, slot, self._needs, subject=subject, inactive_seconds=inactive
         )
-        self._report.findings += judge_room(subject, slot, room, self._settings)
+        self._report.findings += judge_room(
+            subject, slot, room, self._settings, is_moving=self._needs.is_moving(slot)
+        )
 
     def _measure_inactive(self, slot: SeenSlot, now: Observation) -> float:
         """Before version 17 only former looks tell; they may be of another slot of that name."""
