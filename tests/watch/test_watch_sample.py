@@ -51,6 +51,17 @@ def seen(report: Report) -> list[Any]:
     return [look.numbers["compared"] for look in report.looks]
 
 
+def register_away(stage: Stage, tenant: str) -> None:
+    """Register a tenant that looks as if it could be compared."""
+    rows(
+        stage.target,
+        "INSERT INTO tenantferry.tenants (tenant, tenant_id, phase, source_identity)"
+        f" VALUES ('{tenant}', gen_random_uuid(), 'streaming', '1/{tenant}');"
+        "INSERT INTO tenantferry.streams (tenant, position, confirmed, state)"
+        f" VALUES ('{tenant}', '0/1', '0/1', 'running')",
+    )
+
+
 def test_the_rows_of_a_tenant_on_its_way_are_compared_while_it_works(
     stage: Stage, watched: Watched
 ) -> None:
@@ -184,13 +195,7 @@ def test_the_tenant_that_was_compared_the_longest_ago_is_next(
             "globex": replace(stage.move.source, port=free_port()),
         }
     )
-    rows(
-        stage.target,
-        "INSERT INTO tenantferry.tenants (tenant, tenant_id, phase, source_identity)"
-        " VALUES ('globex', gen_random_uuid(), 'streaming', '1/globex');"
-        "INSERT INTO tenantferry.streams (tenant, position, confirmed, state)"
-        " VALUES ('globex', '0/1', '0/1', 'running')",
-    )
+    register_away(stage, "globex")
 
     first = compare(watched)
     rows(
@@ -234,3 +239,55 @@ def test_the_stream_is_released_when_the_source_gives_no_snapshot(
     stream = read_stream(stage.target, "acme")
     assert stream is not None
     assert stream.command == "run"
+
+
+def test_tenants_that_cannot_be_compared_do_not_keep_the_others_from_their_turn(
+    stage: Stage, declare: Declare
+) -> None:
+    away = replace(stage.move.source, port=free_port())
+    names = [f"away_{number}" for number in range(sample.FAILED_TRIES + 1)]
+    for name in names:
+        register_away(stage, name)
+    watched = declare(sources={"acme": stage.move.source, **dict.fromkeys(names, away)})
+
+    first, second = compare(watched), compare(watched)
+
+    assert [look.subject for look in first.looks] == [f'rows of tenant "{n}"' for n in names]
+    assert len(first.problems) == len(names)
+    assert [look.subject for look in second.looks] == ['rows of tenant "acme"']
+    assert seen(second) == ["yes"]
+
+
+def test_a_tenant_that_was_not_compared_for_long_is_a_finding_though_others_are(
+    stage: Stage, declare: Declare
+) -> None:
+    away = replace(stage.move.source, port=free_port())
+    register_away(stage, "globex")
+    watched = declare(sources={"acme": stage.move.source, "globex": away}, uncompared_hours=48)
+    long_ago = "UPDATE tenantferry.tenants SET changed_at = now() - interval '{} hours'"
+
+    rows(stage.target, long_ago.format(47))
+    in_time = compare(watched)
+    rows(stage.target, long_ago.format(50) + " WHERE tenant = 'globex'")
+    too_late = compare(watched)
+
+    assert [finding.verdict for finding in in_time.findings] == ["warning"]
+    assert seen(too_late) == ["no", "yes"]
+    (finding,) = too_late.problems
+    assert finding.subject == 'rows of tenant "globex"'
+    assert finding.detail == "They were not compared for 50 hours (uncompared_hours is 48)."
+
+
+def test_a_tenant_that_a_step_has_for_days_is_a_finding_in_the_end(
+    stage: Stage, declare: Declare
+) -> None:
+    rows(
+        stage.target,
+        "UPDATE tenantferry.validations SET finished_at = now() - interval '4 days';"
+        "UPDATE tenantferry.tenants SET changed_at = now() - interval '4 days'",
+    )
+
+    with exclusive_step(stage.move.target, tenant="acme", step="test"):
+        (finding,) = compare(declare(uncompared_hours=72)).problems
+
+    assert "They were not compared for 96 hours" in finding.detail

@@ -286,6 +286,12 @@ CREATE TABLE IF NOT EXISTS tenantferry.observations (
     PRIMARY KEY (place, subject, seen_at)
 );
 
+-- When validate_fleet last tried to compare a tenant, whatever came of it.
+CREATE TABLE IF NOT EXISTS tenantferry.comparison_tries (
+    tenant    text PRIMARY KEY REFERENCES tenantferry.tenants,
+    tried_at  timestamptz NOT NULL
+);
+
 -- What became of the source of a tenant that is retired: its dump, the proof that it can be restored,
 -- and how to open the source again.
 CREATE TABLE IF NOT EXISTS tenantferry.archives (

@@ -10,6 +10,7 @@ _DELETES = (
     "DELETE FROM tenantferry.mismatches WHERE validation_id IN"
     " (SELECT id FROM tenantferry.validations WHERE tenant = %s)",
     "DELETE FROM tenantferry.validations WHERE tenant = %s",
+    "DELETE FROM tenantferry.comparison_tries WHERE tenant = %s",
     "DELETE FROM tenantferry.graces WHERE tenant = %s",
     "DELETE FROM tenantferry.write_pauses WHERE tenant = %s",
     "DELETE FROM tenantferry.touched WHERE tenant = %s",

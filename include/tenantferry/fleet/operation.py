@@ -124,6 +124,7 @@ class Watch(Declared):
     :ivar grace_ends_hours: say so long before that a tenant's way back ends; 0: do not say it.
     :ivar validate_schedule: cron expression of ``validate_fleet``; ``None``: only by hand.
     :ivar validate_tenants: how many it compares in each run.
+    :ivar uncompared_hours: a tenant that could be compared and was not for so long is a finding.
     :ivar notifiers: told of each failed task, of these and of the other Dags.
     """
 
@@ -137,4 +138,5 @@ class Watch(Declared):
     grace_ends_hours: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 24.0
     validate_schedule: str | None = "*/15 * * * *"
     validate_tenants: Annotated[int, Field(ge=0)] = 1
+    uncompared_hours: PositiveFloat = 72.0
     notifiers: tuple[Notifier, ...] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -33,6 +33,10 @@ SLOT_TIMEOUT_SECONDS = 10.0
 # Each may cost a minute, and the next run tries again.
 FAILED_TRIES = 5
 
+_RECORD_TRY = (
+    "INSERT INTO tenantferry.comparison_tries (tenant, tried_at) VALUES (%s, clock_timestamp())"
+    " ON CONFLICT (tenant) DO UPDATE SET tried_at = excluded.tried_at"
+)
 _CANDIDATES = resources.files("tenantferry.watch").joinpath("candidates.sql").read_text("utf-8")
 
 
@@ -43,36 +47,64 @@ class Candidate:
 
     :ivar direction: of the stream that runs.
     :ivar seconds: since the last comparison; ``None``: there was none.
+    :ivar waiting_seconds: since the last comparison, or since one could have been made.
     """
 
     tenant: str
     direction: Direction
     seconds: float | None
+    waiting_seconds: float
 
 
 def validate_sample(watched: Watched, *, run_id: str | None) -> Report:
     """
     Compare every row of the tenants whose comparison is the longest ago, while they work.
 
-    A tenant that a step has at this moment, or that cannot be compared now, gives its turn away.
+    A tenant that a step has at this moment, or that cannot be compared now, gives its turn away,
+    and is tried again after all others. One that was not compared for too long is a finding.
 
     :raises TenantferryError: if the target cannot be asked.
     """
     report = Report()
     with open_look(watched.target, what=CHECK) as target:
-        candidates = _read_candidates(target) if read_standings(target) else []
+        found = _read_candidates(target) if read_standings(target) else []
     wanted = watched.settings.validate_tenants
-    compared = 0
-    for candidate in candidates[: wanted + FAILED_TRIES if wanted else 0]:
-        tenant = watched.fleet.tenants.get(candidate.tenant)
-        if tenant is not None and _validate(watched, report, tenant, candidate, run_id):
-            compared += 1
-        if compared == wanted:
+    candidates = [each for each in found if each.tenant in watched.fleet.tenants] if wanted else []
+    compared: set[str] = set()
+    for candidate in candidates[: wanted + FAILED_TRIES]:
+        _record_try(watched.target, candidate.tenant)
+        tenant = watched.fleet.tenants[candidate.tenant]
+        if _validate(watched, report, tenant, candidate, run_id):
+            compared.add(candidate.tenant)
+        if len(compared) == wanted:
             break
     if not compared and report.findings:
         # That nothing is proven any more must not look as if all were well.
         report.findings = [replace(f, verdict=Verdict.ERROR) for f in report.findings]
+    report.findings += _find_uncompared(
+        [each for each in candidates if each.tenant not in compared],
+        limit_hours=watched.settings.uncompared_hours,
+    )
     return report
+
+
+def _find_uncompared(candidates: list[Candidate], *, limit_hours: float) -> Iterator[Finding]:
+    for candidate in candidates:
+        hours = candidate.waiting_seconds / 3600
+        if hours > limit_hours:
+            yield error(
+                CHECK,
+                f'rows of tenant "{candidate.tenant}"',
+                f"They were not compared for {hours:.0f} hours (uncompared_hours is"
+                f" {limit_hours:g}).",
+                'See in the runs of "validate_fleet" what keeps it from being compared. If only its'
+                " turn does not come, raise validate_tenants.",
+            )
+
+
+def _record_try(params: ConnectionParams, tenant: str) -> None:
+    with open_look(params, what=CHECK) as target, target.cursor() as cursor:
+        cursor.execute(_RECORD_TRY, (tenant,))
 
 
 def _validate(
@@ -221,6 +253,6 @@ def _read_candidates(target: connection) -> list[Candidate]:
     with target.cursor() as cursor:
         cursor.execute(_CANDIDATES)
         return [
-            Candidate(tenant, Direction(direction), seconds)
-            for tenant, direction, seconds in cursor
+            Candidate(tenant, Direction(direction), seconds, waiting_seconds)
+            for tenant, direction, seconds, waiting_seconds in cursor
         ]

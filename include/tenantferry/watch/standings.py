@@ -51,14 +51,9 @@ def read_standings(target: connection) -> dict[str, Standing]:
     :param target: open transaction; only read, but for a control schema of an older version.
     """
     with target.cursor() as cursor:
-        cursor.execute(
-            "SELECT to_regclass('tenantferry.tenants') IS NOT NULL,"
-            " to_regclass('tenantferry.observations') IS NOT NULL"
-        )
-        is_there, is_current = cursor.fetchone() or (False, False)
-        if not is_there:
+        cursor.execute("SELECT to_regclass('tenantferry.tenants') IS NOT NULL")
+        if cursor.fetchone() != (True,):
             return {}
-        if not is_current:
-            ensure_control_schema(target)
+        ensure_control_schema(target)
         cursor.execute(_STANDINGS)
         return {tenant: Standing(tenant, Phase(phase), *rest) for tenant, phase, *rest in cursor}
