@@ -14,7 +14,11 @@ from typing import Any
 import pytest
 
 from move_stage import Stage, rows
-from tenantferry.connections import ConnectionParams, open_connection
+from tenantferry.connections import (
+    ConnectionParams,
+    open_client_connection,
+    open_connection,
+)
 from tenantferry.control.direction import Direction
 from tenantferry.control.phases import IllegalPhaseError, Phase
 from tenantferry.errors import PermanentError, TransientError
@@ -25,6 +29,7 @@ from tenantferry.moves.archiving import ArchiveSummary, archive_source, verify_a
 from tenantferry.moves.cutover import cutover
 from tenantferry.moves.retire import LockSummary, begin_retire, find_retirable, lock_source
 from tenantferry.stream.handshake import wait_for_position
+from tenantferry.traffic.fence import ForeignSessionError, plan_fence, raise_fence
 
 # Runs one verb, that kills itself after one of its steps.
 SCRIPT = """
@@ -272,6 +277,93 @@ def test_a_source_that_somebody_opened_is_neither_dumped_nor_locked(over: Retiri
         over.archive()
 
     assert not over.folder.exists()
+
+
+@pytest.fixture
+def other_source(over: Retiring) -> Iterator[ConnectionParams]:
+    """Another database of the source's server, fenced as a cutover does it."""
+    server, params = over.source_server, over.stage.move.source
+    name = f"{params.database}_other"
+    server.psql("-c", f"CREATE DATABASE {name} OWNER app_owner")
+    with closing(
+        open_connection(params.with_database(name), purpose="fence", autocommit=True)
+    ) as session:
+        rows(
+            session,
+            "CREATE SCHEMA tenantferry;"
+            "CREATE TABLE tenantferry.reverse_positions (grace bigint, closed_at timestamptz);"
+            "INSERT INTO tenantferry.reverse_positions VALUES (1)",
+        )
+        raise_fence(session, plan_fence(session), timeout_seconds=5)
+    yield params.with_database(name)
+    server.psql("-c", f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_another_database_than_the_tenants_is_neither_dumped_nor_locked(
+    over: Retiring, other_source: ConnectionParams
+) -> None:
+    wrong = replace(over.stage.move, source=other_source)
+    access = (
+        "SELECT datname, datacl, datconnlimit FROM pg_database WHERE datname LIKE 'source%'"
+        " ORDER BY 1"
+    )
+    over.begin()
+    before = over.source_server.psql("-c", access)
+
+    with pytest.raises(PermanentError, match="not the one that it was prepared from"):
+        archive_source(wrong, over.folder)
+    assert not over.dump.exists()
+
+    over.archive()
+    over.verify()
+    with pytest.raises(PermanentError, match="not the one that it was prepared from"):
+        lock_source(wrong)
+
+    assert over.source_server.psql("-c", access) == before
+    assert over.stage.phase() == Phase.RETIRING
+    position = "SELECT count(*) FROM tenantferry.reverse_positions WHERE closed_at IS NULL"
+    assert over.source_server.psql("-c", position, database=other_source.database) == "1"
+
+
+def test_a_session_that_was_let_in_is_found_before_the_dump_also_behind_a_mended_fence(
+    over: Retiring,
+) -> None:
+    over.begin()
+    database = over.stage.move.source.database
+    app = replace(over.stage.move.source, user="app_owner", password="owner")
+    over.source_server.psql("-c", f"GRANT CONNECT ON DATABASE {database} TO app_owner")
+    with closing(open_client_connection(app, purpose="app")) as session, session:
+        rows(session, "SET default_transaction_read_only = off")
+        over.source_server.psql("-c", f"REVOKE CONNECT ON DATABASE {database} FROM app_owner")
+
+        with pytest.raises(ForeignSessionError, match="through the fence"):
+            over.archive()
+        assert not over.dump.exists()
+
+
+def test_whoever_passes_the_fence_after_the_dump_keeps_the_source_open_until_it_is_dumped_again(
+    over: Retiring,
+) -> None:
+    over.begin()
+    over.archive()
+    over.verify()
+    database = over.source_server.superuser.with_database(over.stage.move.source.database)
+    with closing(open_connection(database, purpose="dba", autocommit=True)) as dba:
+        with pytest.raises(ForeignSessionError, match="cannot be ended by us"):
+            over.lock()
+        rows(dba, "INSERT INTO public.counted (note) VALUES ('late')")
+
+    with pytest.raises(PermanentError, match="has changed since it was dumped") as caught:
+        over.lock()
+
+    assert caught.value.detail == "public.counted has 10 rows instead of 9 rows."
+    assert over.is_open()
+    with pytest.raises(PermanentError, match="was not verified"):
+        over.lock()
+    assert over.archive().rows == 10
+    over.verify()
+    over.lock()
+    assert over.stage.phase() == Phase.RETIRED
 
 
 def test_a_source_whose_dump_was_not_verified_is_not_locked(over: Retiring) -> None:

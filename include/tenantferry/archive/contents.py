@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from psycopg2 import sql
 from psycopg2.extensions import connection
 
-from tenantferry.errors import PermanentError
+from tenantferry.connections import ConnectionParams, open_connection
 
 _TABLES = resources.files("tenantferry.archive").joinpath("tables.sql").read_text("utf-8")
 _LOCALE = """
@@ -20,6 +21,8 @@ FROM pg_catalog.pg_database WHERE datname = current_database()
 # A table counts its own rows only; those that inherit from it are counted themselves.
 _COUNT = sql.SQL("SELECT count(*) FROM ONLY {}")
 _NAMED = 5
+# Nobody else should be in there. Who is all the same must not keep us waiting for ever.
+_LOCK_TIMEOUT = "60s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,25 +72,34 @@ def read_contents(database: connection) -> Contents:
     return Contents(rows, encoding, collate, ctype)
 
 
-def check_same_rows(restored: Contents, dumped: Contents) -> None:
-    """
-    Check that a restore brought back every table with as many rows as were dumped.
+def count_database(params: ConnectionParams, *, purpose: str) -> Contents:
+    """Count every row of a database, at one instant."""
+    settings = {"lock_timeout": _LOCK_TIMEOUT}
+    with closing(open_connection(params, purpose=purpose, settings=settings)) as session:
+        session.set_session(isolation_level="REPEATABLE READ", readonly=True)
+        found = read_contents(session)
+        session.rollback()
+    return found
 
-    :raises PermanentError: if not; the message names the tables.
+
+def describe_differences(found: Contents, dumped: Contents) -> str:
     """
-    names = sorted({*restored.rows, *dumped.rows})
+    Return, in a whole sentence, which tables do not have as many rows as were dumped.
+
+    >>> one, two = (Contents({"public.t": n}, "UTF8", "C", "C") for n in (1, 2))
+    >>> describe_differences(two, one)
+    'public.t has 2 rows instead of 1 rows.'
+    >>> describe_differences(one, one)
+    ''
+    """
     differing = [
-        f"{name} has {_tell(restored.rows.get(name))} instead of {_tell(dumped.rows.get(name))}"
-        for name in names
-        if restored.rows.get(name) != dumped.rows.get(name)
+        f"{name} has {_tell(found.rows.get(name))} instead of {_tell(dumped.rows.get(name))}"
+        for name in sorted({*found.rows, *dumped.rows})
+        if found.rows.get(name) != dumped.rows.get(name)
     ]
-    if differing:
-        more = len(differing) - _NAMED
-        raise PermanentError(
-            f"the restored dump differs from what was dumped in {len(differing)} table(s)",
-            detail="; ".join(differing[:_NAMED]) + (f"; and {more} more." if more > 0 else "."),
-            hint='Clear the task "archive" and those after it: it dumps again.',
-        )
+    more = len(differing) - _NAMED
+    told = [*differing[:_NAMED], *([f"and {more} more"] if more > 0 else [])]
+    return "; ".join(told) + "." if told else ""
 
 
 def _tell(rows: int | None) -> str:

@@ -120,6 +120,14 @@ def record_verified(target: connection, tenant: str) -> None:
         )
 
 
+def forget_verified(target: connection, tenant: str) -> None:
+    """Record that the dump is not what the source holds any more. The caller commits."""
+    with target.cursor() as cursor:
+        cursor.execute(
+            "UPDATE tenantferry.archives SET verified_at = NULL WHERE tenant = %s", (tenant,)
+        )
+
+
 def record_locking(target: connection, tenant: str, *, unlock: str) -> None:
     """Record how the source is opened again, before it is closed; the first time stays."""
     with target.cursor() as cursor:

@@ -22,13 +22,18 @@ from tenantferry.backfill.snapshot import drop_slot
 from tenantferry.connections import open_connection
 from tenantferry.control.pauses import read_stored_fence
 from tenantferry.control.phases import AT_TARGET, IllegalPhaseError, Phase
-from tenantferry.control.registry import change_phase, read_registration, take_over
+from tenantferry.control.registry import (
+    change_phase,
+    read_registration,
+    require_registration,
+    take_over,
+)
 from tenantferry.control.removal import forget_move
 from tenantferry.errors import PermanentError, TenantferryError, TransientError
 from tenantferry.moves.erasing import erase_rows
 from tenantferry.moves.former import settle_former
+from tenantferry.moves.identity import check_same_source
 from tenantferry.moves.move import Move
-from tenantferry.moves.prepare import read_source_identity
 from tenantferry.moves.sessions import exclusive_step, open_source
 from tenantferry.reverse.removal import drop_positions
 from tenantferry.schema.publication import drop_publication
@@ -172,15 +177,9 @@ def _clear_source(move: Move, target: connection) -> None:
     tenant = move.tenant
     with open_source(move.source, purpose=f"abort {tenant.key}") as source:
         with target:
-            registration = read_registration(target, tenant.key)
+            registration = require_registration(target, tenant.key)
             stored = read_stored_fence(target, tenant.key)
-        identity = read_source_identity(source)
-        if registration is not None and registration.source_identity != identity:
-            raise PermanentError(
-                f'the source of tenant "{tenant.key}" is not the one that it was prepared from',
-                detail=f'It is "{identity}", that was "{registration.source_identity}".',
-                hint="Let the Airflow connection lead to the one it was prepared from.",
-            )
+        check_same_source(source, registration)
         drop_slot(source, tenant.validation_slot)
         drop_slot(source, tenant.slot)
         drop_publication(source, tenant)

@@ -20,10 +20,10 @@ from tenantferry.control.archives import Archive, record_dump, record_verified, 
 from tenantferry.control.phases import IllegalPhaseError, Phase
 from tenantferry.control.registry import require_registration
 from tenantferry.errors import PermanentError
+from tenantferry.moves.left_source import check_left_source
 from tenantferry.moves.move import Move
 from tenantferry.moves.sessions import exclusive_step, open_source
 from tenantferry.reverse.removal import close_positions
-from tenantferry.traffic.fence import plan_fence
 
 OnStep = Callable[[str], None]
 
@@ -52,8 +52,10 @@ def archive_source(
     Write a dump of the source below *folder*, unless there is one that was verified.
 
     :param on_step: called with the name of each step when it is done.
-    :raises PermanentError: if the source is not fenced any more, or cannot be dumped.
-    :raises TransientError: if the source or the storage failed; the next call dumps again.
+    :raises PermanentError: if the source is not the tenant's, not fenced any more, or cannot be
+        dumped.
+    :raises TransientError: if somebody is in the source, or it or the storage failed; the next call
+        dumps again.
     """
     tenant, tell = move.tenant, on_step or _ignore
     with exclusive_step(move.target, tenant=tenant.key, step="retire") as target:
@@ -62,7 +64,7 @@ def archive_source(
             return _summarize(recorded, is_verified=True)
         path = _path_of(folder, recorded)
         with open_source(move.source, purpose=f"archive {tenant.key}") as source:
-            check_fence_up(source)
+            check_left_source(move, source, target)
             close_positions(source)
             major = source.server_version // 10000
         tell("closed")
@@ -130,25 +132,6 @@ def require_retiring(target: connection, tenant: str) -> Archive:
                 hint='Clear the task "begin" and those after it.',
             )
         return require_archive(target, tenant)
-
-
-def check_fence_up(source: connection) -> None:
-    """
-    Check that nobody can have written to the source since its tenant left it.
-
-    :param source: session in autocommit; only read.
-    :raises PermanentError: if the fence is not up any more.
-    """
-    current = plan_fence(source)
-    if not current.is_raised:
-        raise PermanentError(
-            f'database "{current.database}" is not fenced any more as the cutover left it',
-            detail="Others than our role may connect, or it is not read-only by default: somebody"
-            " may have written to it since. Its dump would hold that.",
-            hint="Find out who lowered the fence and what was written. Then put it back:"
-            f' REVOKE CONNECT ON DATABASE "{current.database}" from all but "{current.us}", and'
-            f' ALTER DATABASE "{current.database}" SET default_transaction_read_only = on.',
-        )
 
 
 def _path_of(folder: StoragePath, recorded: Archive) -> StoragePath:

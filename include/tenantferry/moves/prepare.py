@@ -16,6 +16,7 @@ from tenantferry.control.registry import (
 )
 from tenantferry.errors import PermanentError
 from tenantferry.moves.former import settle_former
+from tenantferry.moves.identity import read_source_identity
 from tenantferry.moves.move import Move
 from tenantferry.moves.sessions import exclusive_step, open_source
 from tenantferry.schema.catalog import read_catalog, read_tables
@@ -27,10 +28,6 @@ from tenantferry.schema.roles import ensure_tenant_role, read_role_settings
 from tenantferry.schema.sequences import ensure_tenant_sequences
 
 logger = logging.getLogger(__name__)
-
-_SOURCE_IDENTITY = (
-    "SELECT system_identifier::text || '/' || current_database() FROM pg_control_system()"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +87,6 @@ def prepare(move: Move) -> PrepareSummary:
         tables = read_tables(source, tenant)
         ensure_publication(source, tenant, tables)
     return PrepareSummary(len(plan.statements), len(tables))
-
-
-def read_source_identity(source: connection) -> str:
-    """Return what a source is, whatever address it is reached by."""
-    with source.cursor() as cursor:
-        cursor.execute(_SOURCE_IDENTITY)
-        row = cursor.fetchone()
-    if row is None:
-        raise PermanentError("the source does not tell its system identifier")
-    identity: str = row[0]
-    return identity
 
 
 def _plan(source: connection, target: connection, move: Move) -> RetrofitPlan:

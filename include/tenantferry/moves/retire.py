@@ -16,30 +16,31 @@ from datetime import datetime
 
 from psycopg2.extensions import connection
 
+from tenantferry.archive.contents import Contents, count_database, describe_differences
 from tenantferry.backfill.snapshot import drop_slot
 from tenantferry.connections import ConnectionParams, open_connection
 from tenantferry.control.archives import (
     Archive,
     begin_archive,
+    forget_verified,
     record_locked,
     record_locking,
     require_archive,
 )
 from tenantferry.control.graces import Grace, GraceEnd, end_grace, read_grace
-from tenantferry.control.pauses import read_flipped_pause
 from tenantferry.control.phases import IllegalPhaseError, Phase
 from tenantferry.control.registry import change_phase, require_registration, take_over
 from tenantferry.control.streams import retire_stream
 from tenantferry.errors import PermanentError
-from tenantferry.moves.archiving import check_fence_up, require_retiring
+from tenantferry.moves.archiving import require_retiring
 from tenantferry.moves.former import settle_former
+from tenantferry.moves.left_source import check_left_source
 from tenantferry.moves.move import Move
 from tenantferry.moves.sessions import exclusive_step, open_source
 from tenantferry.reverse.marker import emit_grace_over
 from tenantferry.reverse.removal import drop_positions
 from tenantferry.reverse.slot import drop_reverse_slot
 from tenantferry.schema.publication import drop_publication
-from tenantferry.traffic.fence import Fence
 from tenantferry.traffic.lock import is_locked, lock_database, plan_lock
 from tenantferry.traffic.settlement import forget_former
 
@@ -147,19 +148,19 @@ def lock_source(move: Move, *, on_step: OnStep | None = None) -> LockSummary:
     """
     Leave nothing of ours on the source, and let nobody in there any more, us included.
 
-    :raises PermanentError: if its dump was not verified.
+    :raises PermanentError: if its dump was not verified, or the source is not what was dumped.
     :raises TransientError: if something is left to be done.
     """
     tenant, tell = move.tenant, on_step or _ignore
     with exclusive_step(move.target, tenant=tenant.key, step="retire") as target:
         recorded = require_retiring(target, tenant.key)
-        if recorded.verified_at is None:
+        if recorded.verified_at is None or recorded.contents is None:
             raise PermanentError(
                 f'the dump of tenant "{tenant.key}" was not verified',
                 hint='Clear the task "verify" and those after it.',
             )
         if recorded.locked_at is None and not _was_locked(move, recorded):
-            _lock(move, target, tell)
+            _lock(move, target, Contents.from_json(recorded.contents), tell)
         with target:
             retire_stream(target, tenant.key)
             record_locked(target, tenant.key)
@@ -211,24 +212,37 @@ def _was_locked(move: Move, recorded: Archive) -> bool:
     return recorded.locking_at is not None and is_locked(move.source, purpose=purpose)
 
 
-def _lock(move: Move, target: connection, tell: OnStep) -> None:
+def _lock(move: Move, target: connection, dumped: Contents, tell: OnStep) -> None:
     tenant = move.tenant
     with open_source(move.source, purpose=f"lock {tenant.key}") as source:
-        check_fence_up(source)
+        fence = check_left_source(move, source, target)
+        _check_dumped(move, target, dumped)
         drop_slot(source, tenant.validation_slot)
         drop_slot(source, tenant.slot)
         drop_publication(source, tenant)
         drop_positions(source)
         tell("cleared")
+        lock = plan_lock(source, fence)
         with target:
-            cutover = read_flipped_pause(target, tenant.key)
-            if cutover is None:
-                raise PermanentError(f'tenant "{tenant.key}" was never cut over')
-            lock = plan_lock(source, Fence.from_json(cutover.fence))
             record_locking(target, tenant.key, unlock=lock.undo)
         tell("locking")
         lock_database(source, lock)
         tell("locked")
+
+
+def _check_dumped(move: Move, target: connection, dumped: Contents) -> None:
+    """Check that the source holds as many rows as its dump: its fence may have been passed."""
+    tenant = move.tenant.key
+    found = count_database(move.source, purpose=f"lock {tenant}")
+    if differences := describe_differences(found, dumped):
+        with target:
+            forget_verified(target, tenant)
+        raise PermanentError(
+            f'the source of tenant "{tenant}" has changed since it was dumped',
+            detail=differences,
+            hint='Find out who wrote to it. Then clear the task "archive" and those after it: it'
+            " dumps again.",
+        )
 
 
 def _ignore(_: str) -> None:

@@ -177,7 +177,7 @@ def check_alone(source: connection) -> None:
         raise ForeignSessionError(
             "another session came through the fence of the source",
             detail=f"{'; '.join(sessions.values())}.",
-            hint="A superuser passes every privilege. Keep it away during the cutover.",
+            hint="End it. A superuser passes every privilege: keep it away until this is done.",
         )
     _check_prepared(source)
 
@@ -196,8 +196,9 @@ def check_fenced(source: connection, fence: Fence) -> None:
             detail="Others than our role may connect, or it is not read-only by default: somebody"
             " may have written to it since.",
             hint="Find out who lowered the fence and what was written. If nothing was, put it back:"
-            f' REVOKE CONNECT ON DATABASE "{current.database}" from all but "{fence.us}", and ALTER'
-            f' DATABASE "{current.database}" SET default_transaction_read_only = on.',
+            f' REVOKE CONNECT ON DATABASE "{current.database}" from all but "{fence.us}", ALTER'
+            f' DATABASE "{current.database}" SET default_transaction_read_only = on, and end every'
+            " session that is in there: none has to heed either of them.",
         )
     check_alone(source)
 

@@ -8,7 +8,7 @@ from psycopg2.extensions import connection
 
 from tenantferry.control.phases import Phase
 from tenantferry.errors import TenantferryError
-from tenantferry.moves.prepare import read_source_identity
+from tenantferry.moves.identity import read_source_identity
 from tenantferry.schema.findings import warning
 from tenantferry.watch.asking import Answered, Place, find_places
 from tenantferry.watch.log_servers import LogServer, SeenSlot, ask_log_servers
