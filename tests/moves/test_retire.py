@@ -352,6 +352,8 @@ def test_whoever_passes_the_fence_after_the_dump_keeps_the_source_open_until_it_
         with pytest.raises(ForeignSessionError, match="cannot be ended by us"):
             over.lock()
         rows(dba, "INSERT INTO public.counted (note) VALUES ('late')")
+        # Without a timeout it would return before the session is gone.
+        over.source_server.psql("-c", f"SELECT pg_terminate_backend({dba.info.backend_pid}, 9999)")
 
     with pytest.raises(PermanentError, match="has changed since it was dumped") as caught:
         over.lock()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -17,7 +19,8 @@ from tenantferry.connections import (
 from tenantferry.errors import PermanentError, TransientError
 from tenantferry.local.accounts import free_port
 from tenantferry.local.postgres import PostgresServer
-from tenantferry.traffic.fence import Fence, plan_fence, raise_fence
+from tenantferry.traffic import lock as lock_module
+from tenantferry.traffic.fence import Fence, ForeignSessionError, plan_fence, raise_fence
 from tenantferry.traffic.lock import Lock, is_locked, lock_database, plan_lock
 
 
@@ -35,6 +38,11 @@ def describe(server: PostgresServer, name: str) -> str:
         " FROM pg_database LEFT JOIN pg_db_role_setting ON setdatabase = pg_database.oid"
         f" AND setrole = 0 WHERE datname = '{name}'",
     )
+
+
+def end_session(server: PostgresServer, session: connection) -> None:
+    """End a session, and return when it is gone."""
+    server.psql("-c", f"SELECT pg_terminate_backend({session.info.backend_pid}, 10000)")
 
 
 @pytest.fixture
@@ -75,16 +83,18 @@ def test_a_locked_database_lets_nobody_in_not_even_us(
 
 
 def test_a_grant_that_a_deployment_repeats_does_not_open_it(
-    source: connection, source_params: ConnectionParams, lock: Lock, superuser: connection
+    source: connection,
+    source_server: PostgresServer,
+    source_params: ConnectionParams,
+    lock: Lock,
 ) -> None:
     lock_database(source, lock)
 
-    rows(superuser, f"GRANT CONNECT ON DATABASE {lock.database} TO PUBLIC")
+    source_server.psql("-c", f"GRANT CONNECT ON DATABASE {lock.database} TO PUBLIC")
 
     with pytest.raises(TransientError, match="could not connect") as caught:
         open_connection(replace(source_params, user="app_owner", password="owner"), purpose="test")
     assert "too many connections" in caught.value.detail
-    assert is_locked(source_params, purpose="test")
 
 
 def test_sessions_of_ours_that_are_still_there_are_ended(
@@ -101,12 +111,51 @@ def test_sessions_of_ours_that_are_still_there_are_ended(
                 cursor.execute("IDENTIFY_SYSTEM" if ended is walsender else "SELECT 1")
 
 
-def test_a_superusers_session_holds_nobody_up(
-    source: connection, lock: Lock, superuser: connection
+def test_while_a_session_does_not_end_the_database_is_not_locked(
+    source: connection,
+    source_params: ConnectionParams,
+    lock: Lock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(lock_module, "_END_TIMEOUT_SECONDS", 0.2)
+    with closing(open_connection(source_params, purpose="stream")) as hung:
+        os.kill(hung.info.backend_pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(TransientError, match="could not end every session"):
+                lock_database(source, lock)
+        finally:
+            os.kill(hung.info.backend_pid, signal.SIGCONT)
+
+    assert not is_locked(source_params, purpose="test")
     lock_database(source, lock)
+    assert is_locked(source_params, purpose="test")
+
+
+def test_while_a_superuser_is_in_there_the_database_is_not_locked(
+    source: connection,
+    source_server: PostgresServer,
+    source_params: ConnectionParams,
+    lock: Lock,
+    superuser: connection,
+) -> None:
+    with pytest.raises(ForeignSessionError, match="cannot be ended by us"):
+        lock_database(source, lock)
 
     assert rows(superuser, "SELECT 1") == [(1,)]
+    assert not is_locked(source_params, purpose="test")
+    end_session(source_server, superuser)
+    lock_database(source, lock)
+
+
+def test_a_limit_of_somebody_else_is_not_called_a_lock(
+    source: connection, source_server: PostgresServer, source_params: ConnectionParams
+) -> None:
+    source_server.psql("-c", f"ALTER DATABASE {source_params.database} CONNECTION LIMIT 1")
+
+    with pytest.raises(TransientError, match="could not connect") as caught:
+        is_locked(source_params, purpose="test")
+
+    assert "too many connections" in caught.value.detail
 
 
 def test_locking_again_changes_nothing(

@@ -262,8 +262,7 @@ def _check_can_be_ended(sessions: Iterable[tuple[int, bool, bool, bool, str]]) -
             raise ForeignSessionError(
                 "a session of the source cannot be ended by us",
                 detail=f"{description}.",
-                hint="It may write while clients are moved. End it, and keep it away until the"
-                " cutover is over.",
+                hint="It may write meanwhile. End it, and keep it away until this is done.",
             )
 
 

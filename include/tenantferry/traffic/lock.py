@@ -4,6 +4,9 @@ The lock of a retired source: a database that lets nobody in, us included, but s
 Everybody's privilege to connect is revoked, ours last, and the database takes no connection: a
 script that grants the privilege again, as deployments do, does not open it. Its owner's membership
 is enough for both, and both are undone by one who may be a superuser, with `Lock.undo`.
+
+We are refused only once nobody else is in there: both happen in the last transaction. So whoever
+finds itself refused, after a lock that was interrupted, knows that it was brought to its end.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from psycopg2.extensions import connection
 
 from tenantferry.connections import ConnectionParams, open_connection
 from tenantferry.errors import PermanentError, TransientError
-from tenantferry.traffic.fence import Fence, plan_fence
+from tenantferry.traffic.fence import Fence, check_alone, plan_fence
 
 _LIMIT = "SELECT datconnlimit FROM pg_catalog.pg_database WHERE datname = current_database()"
 _END_OTHERS = """
@@ -26,7 +29,8 @@ JOIN pg_catalog.pg_roles AS r ON r.oid = a.usesysid
 WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND NOT r.rolsuper
     AND a.backend_type IN ('client backend', 'walsender')
 """
-_REFUSED = ("permission denied for database", "too many connections for database")
+# Not "too many connections for database": it may be a limit of somebody else's that is reached.
+_REFUSED = "permission denied for database"
 _END_TIMEOUT_SECONDS = 30.0
 _RECHECK_SECONDS = 0.05
 
@@ -70,13 +74,14 @@ def plan_lock(source: connection, former: Fence) -> Lock:
 
 def lock_database(source: connection, lock: Lock) -> None:
     """
-    Let nobody in any more, and end every session but this one. Commits.
+    End every session but this one, and let nobody in any more. Commits.
 
-    Superusers' sessions stay.
-
-    :param source: session in autocommit.
-    :raises TransientError: if a session does not end in time; nobody new gets in all the same.
+    :param source: session in autocommit; of a database that is fenced.
+    :raises TransientError: if a session does not end in time, or is not ours to end: nothing is
+        locked then.
     """
+    _end_others(source, lock.database)
+    check_alone(source)
     name = sql.Identifier(lock.database)
     with source, source.cursor() as cursor:
         cursor.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(lock.owner)))
@@ -85,6 +90,9 @@ def lock_database(source: connection, lock: Lock) -> None:
             cursor.execute(
                 sql.SQL("REVOKE CONNECT ON DATABASE {} FROM {}").format(name, _role(grantee))
             )
+
+
+def _end_others(source: connection, database: str) -> None:
     deadline = time.monotonic() + _END_TIMEOUT_SECONDS
     while True:
         with source.cursor() as cursor:
@@ -93,9 +101,9 @@ def lock_database(source: connection, lock: Lock) -> None:
                 return
         if time.monotonic() > deadline:
             raise TransientError(
-                f'could not end every session of database "{lock.database}"',
-                detail="Nobody new gets in. Those who are in there still are.",
-                hint="See pg_stat_activity of the source's server.",
+                f'could not end every session of database "{database}"',
+                detail="It is fenced, and not locked yet.",
+                hint="See pg_stat_activity of the source's server; the retry ends them again.",
             )
         time.sleep(_RECHECK_SECONDS)  # a session's end can only be asked for
 
@@ -110,7 +118,7 @@ def is_locked(params: ConnectionParams, *, purpose: str) -> bool:
     try:
         open_connection(params, purpose=purpose).close()
     except (PermanentError, TransientError) as failure:
-        if any(part in failure.detail for part in _REFUSED):
+        if _REFUSED in failure.detail:
             return True
         raise
     return False
