@@ -10,7 +10,13 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from tenantferry.errors import PermanentError
 from tenantferry.moves.archiving import archive_source, verify_archive
-from tenantferry.moves.retire import Retirable, begin_retire, find_retirable, lock_source
+from tenantferry.moves.retire import (
+    Approval,
+    Retirable,
+    begin_retire,
+    find_retirable,
+    lock_source,
+)
 from tenantferry_airflow.connections import to_params
 from tenantferry_airflow.fleet import load_declared_fleet
 from tenantferry_airflow.operators import MoveOperator
@@ -23,6 +29,7 @@ if TYPE_CHECKING:
     from tenantferry.moves.move import Move
 
 FACTS = "facts"
+ASKED = "asked"
 
 
 class FindRetirableOperator(BaseOperator):
@@ -54,10 +61,20 @@ class ApproveRetireOperator(ApprovalOperator):
     Ask a person whether a tenant may be retired; without an answer in time nobody may.
 
     Skipped unless the answer is *Approve*, and so are the tasks after it.
+
+    :return: the answer, and with it tenant and cutover that the question was about.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(defaults=self.REJECT, **kwargs)
+
+    def execute(self, context: Context) -> Any:
+        """Ask, and keep what the question was about: the list may be made anew meanwhile."""
+        instance = context["ti"]
+        facts = instance.xcom_pull(task_ids="find_tenants", key=FACTS)[instance.map_index]
+        asked = {"tenant": facts["tenant"], "attempt": facts["attempt"]}
+        instance.xcom_push(key=ASKED, value=asked)
+        return super().execute(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Look at the answer."""
@@ -66,21 +83,37 @@ class ApproveRetireOperator(ApprovalOperator):
         answer = HITLOperator.execute_complete(self, context, event)
         if answer["chosen_options"] != [self.APPROVE]:
             raise AirflowSkipException("not approved: nothing changes, the next run asks again")
-        return answer
+        instance = context["ti"]
+        asked = instance.xcom_pull(task_ids=self.task_id, key=ASKED, map_indexes=instance.map_index)
+        return {**answer, **asked}
 
 
 class BeginRetireOperator(MoveOperator):
     """
-    End the tenant's way back for good.
+    End the tenant's way back for good, if it is this tenant that a person has approved.
 
     Does not touch its source.
     """
 
     ui_color = "#fca5a5"
+    _approval: Approval | None = None
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Fetch the answer that was given at the same place, and take the step."""
+        instance = context["ti"]
+        given = instance.xcom_pull(task_ids="approve", map_indexes=instance.map_index)
+        if given is not None:
+            self._approval = Approval(given["tenant"], given["attempt"])
+        return super().execute(context)
 
     def take_step(self, move: Move) -> DataclassInstance:
         """Call the verb."""
-        return begin_retire(move)
+        if self._approval is None:
+            raise PermanentError(
+                f'nobody has approved that tenant "{self.tenant}" is retired',
+                hint='Clear the task "approve" and those after it.',
+            )
+        return begin_retire(move, self._approval)
 
 
 class ArchiveOperator(MoveOperator):
@@ -137,10 +170,16 @@ def _require_archive() -> Archive:
     return archive
 
 
-def _tell(one: Retirable) -> dict[str, str]:
-    """Return what the approval request says, as text."""
+def _tell(one: Retirable) -> dict[str, str | int]:
+    """Return what the approval request says, and what the approval is bound to."""
     times = {"live_since": one.live_since, "grace_ended": one.grace_ended}
     told = {
         name: "unknown" if at is None else f"{at:%Y-%m-%d %H:%M %Z}" for name, at in times.items()
     }
-    return {"tenant": one.tenant, "phase": str(one.phase), "lost": one.lost_reason or "no", **told}
+    return {
+        "tenant": one.tenant,
+        "attempt": one.attempt,
+        "phase": str(one.phase),
+        "lost": one.lost_reason or "no",
+        **told,
+    }

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from airflow.dag_processing.dagbag import DagBag
+from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import ObjectStoragePath, TriggerRule
 from airflow.sdk.exceptions import AirflowSkipException
 from airflow.serialization.serialized_objects import DagSerialization
@@ -16,6 +17,8 @@ from tenantferry.archive.storage import read_chunks, store
 from tenantferry.connections import ConnectionParams
 from tenantferry.errors import PermanentError
 from tenantferry.fleet import load_fleet
+from tenantferry.moves.retire import Approval
+from tenantferry_airflow import operators, retire
 from tenantferry_airflow.retire import (
     ApproveRetireOperator,
     ArchiveOperator,
@@ -29,19 +32,28 @@ DAGS = Path(__file__).resolve().parents[2] / "dags"
 STEPS = [BeginRetireOperator, ArchiveOperator, VerifyArchiveOperator, LockSourceOperator]
 
 
+FACTS = {"phase": "live", "live_since": "then", "grace_ended": "now", "lost": "no"}
+
+
 class Instance:
     """What a task asks of its instance."""
 
-    def __init__(self, map_index: int = -1) -> None:
-        self.map_index = map_index
+    def __init__(self, map_index: int = -1, given: Any = None) -> None:
+        self.map_index, self.given = map_index, given
         self.pushed: dict[str, Any] = {}
+        self.found = [
+            {**FACTS, "tenant": "acme", "attempt": 7},
+            {**FACTS, "tenant": "globex", "attempt": 9},
+        ]
 
     def xcom_push(self, key: str, value: Any) -> None:
         self.pushed[key] = json.loads(json.dumps(value))
 
-    def xcom_pull(self, task_ids: str, key: str) -> Any:
-        facts = {"phase": "live", "live_since": "then", "grace_ended": "now", "lost": "no"}
-        return [{**facts, "tenant": "acme"}, {**facts, "tenant": "globex"}]
+    def xcom_pull(self, task_ids: str, key: str = "return_value", map_indexes: int = -1) -> Any:
+        if task_ids == "find_tenants":
+            return self.found
+        assert map_indexes == self.map_index
+        return self.pushed.get(key, self.given)
 
 
 def declare_archive(fleet_file: Path, extra: str = "") -> None:
@@ -102,9 +114,49 @@ def test_whatever_is_not_an_approval_skips_the_task_itself(chosen: list[str]) ->
 def test_an_approval_lets_the_tasks_after_it_run() -> None:
     approve = ApproveRetireOperator(task_id="approve", subject="Retire?")
 
-    given = approve.execute_complete({}, answer(["Approve"]))
+    instance = Instance(map_index=1)
+    instance.pushed["asked"] = {"tenant": "globex", "attempt": 9}
+
+    given = approve.execute_complete({"ti": instance}, answer(["Approve"]))  # type: ignore[typeddict-item]
 
     assert given["chosen_options"] == ["Approve"]
+
+
+def test_an_approval_is_bound_to_the_tenant_that_people_were_asked_about(
+    fleet_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    approve = ApproveRetireOperator(task_id="approve", subject="Retire?")
+    instance = Instance(map_index=1)
+    context: Any = {"ti": instance}
+    monkeypatch.setattr(ApprovalOperator, "execute", lambda *_: None)
+    approve.execute(context)
+
+    # Found anew while a person thought about it: another tenant stands at that place.
+    instance.found.insert(0, {**FACTS, "tenant": "hooli", "attempt": 3})
+    given = approve.execute_complete(context, answer(["Approve"]))
+
+    assert (given["tenant"], given["attempt"]) == ("globex", 9)
+    begin = BeginRetireOperator(task_id="begin", tenant="acme")
+    monkeypatch.setattr(operators, "read_move", lambda *_, **__: None)
+    approvals: list[Approval] = []
+
+    def take(_: object, approval: Approval) -> Approval:
+        approvals.append(approval)
+        return approval
+
+    monkeypatch.setattr(retire, "begin_retire", take)
+    begin.execute({"ti": Instance(map_index=1, given=given), "run_id": "r"})  # type: ignore[typeddict-item]
+    assert approvals == [Approval("globex", 9)]
+
+
+def test_begin_retires_nobody_where_the_request_was_skipped_over(
+    fleet_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operators, "read_move", lambda *_, **__: None)
+    begin = BeginRetireOperator(task_id="begin", tenant="acme")
+
+    with pytest.raises(PermanentError, match="nobody has approved"):
+        begin.execute({"ti": Instance(map_index=1), "run_id": "r"})  # type: ignore[typeddict-item]
 
 
 def answer(chosen: list[str]) -> dict[str, Any]:
@@ -215,6 +267,8 @@ def test_find_tenants_names_those_that_are_due_and_what_people_are_told(
             " SELECT tenant, id, '0/1', now() + CASE tenant WHEN 'globex' THEN interval '1 day'"
             " ELSE interval '-1 day' END, 'Too far behind.' FROM tenantferry.write_pauses"
         )
+        cursor.execute("SELECT id FROM tenantferry.write_pauses WHERE tenant = 'acme'")
+        [(attempt,)] = cursor.fetchall()
     instance = Instance()
 
     keys = FindRetirableOperator(task_id="find_tenants").execute({"ti": instance})  # type: ignore[typeddict-item]
@@ -222,6 +276,7 @@ def test_find_tenants_names_those_that_are_due_and_what_people_are_told(
     assert keys == ["acme"]  # hooli is not declared
     [facts] = instance.pushed["facts"]
     assert (facts["tenant"], facts["phase"], facts["lost"]) == ("acme", "live", "Too far behind.")
+    assert facts["attempt"] == attempt
     assert facts["grace_ended"].endswith("UTC")
 
 

@@ -27,7 +27,13 @@ from tenantferry.local.postgres import PostgresServer
 from tenantferry.lsn import parse_lsn
 from tenantferry.moves.archiving import ArchiveSummary, archive_source, verify_archive
 from tenantferry.moves.cutover import cutover
-from tenantferry.moves.retire import LockSummary, begin_retire, find_retirable, lock_source
+from tenantferry.moves.retire import (
+    Approval,
+    LockSummary,
+    begin_retire,
+    find_retirable,
+    lock_source,
+)
 from tenantferry.stream.handshake import wait_for_position
 from tenantferry.traffic.fence import ForeignSessionError, plan_fence, raise_fence
 
@@ -63,8 +69,13 @@ class Retiring:
         [(attempt,)] = self.ask("SELECT max(id) FROM tenantferry.write_pauses")
         return self.folder / "acme" / f"retire_{attempt}.dump"
 
+    @property
+    def approval(self) -> Approval:
+        [(attempt,)] = self.ask("SELECT max(id) FROM tenantferry.write_pauses")
+        return Approval("acme", attempt)
+
     def begin(self) -> str:
-        return begin_retire(self.stage.move).phase
+        return begin_retire(self.stage.move, self.approval).phase
 
     def archive(self) -> ArchiveSummary:
         return archive_source(self.stage.move, self.folder)
@@ -214,7 +225,25 @@ def test_a_lost_way_back_does_not_shorten_the_grace(live: Retiring) -> None:
 
 def test_a_tenant_that_is_not_live_is_not_retired(stage: Stage) -> None:
     with pytest.raises(IllegalPhaseError, match='in phase "validated"'):
-        begin_retire(stage.move)
+        begin_retire(stage.move, Approval("acme", 1))
+
+
+@pytest.mark.parametrize("phase", [Phase.LIVE, Phase.RETIRING], ids=str)
+def test_an_approval_for_another_tenant_or_an_earlier_cutover_retires_nobody(
+    over: Retiring, phase: Phase
+) -> None:
+    approval = over.approval
+    if phase is Phase.RETIRING:
+        over.begin()
+
+    for wrong in (
+        replace(approval, tenant="globex"),
+        replace(approval, attempt=approval.attempt - 1),
+    ):
+        with pytest.raises(PermanentError, match="nobody has approved"):
+            begin_retire(over.stage.move, wrong)
+
+    assert over.stage.phase() == phase
 
 
 def test_nothing_is_archived_or_locked_before_retiring_has_begun(over: Retiring) -> None:
@@ -231,11 +260,13 @@ def test_find_retirable_names_those_past_grace_and_those_that_were_interrupted(
 ) -> None:
     [found] = find_retirable(over.stage.move.target, {"acme", "globex"})
     assert (found.tenant, found.phase, found.lost_reason) == ("acme", Phase.LIVE, None)
+    assert found.attempt == over.approval.attempt
     assert found.live_since is not None
 
     over.begin()
     [found] = find_retirable(over.stage.move.target, {"acme"})
     assert (found.phase, found.live_since) == (Phase.RETIRING, None)
+    assert found.attempt == over.approval.attempt
 
     assert find_retirable(over.stage.move.target, {"globex"}) == []
 

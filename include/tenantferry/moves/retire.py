@@ -49,9 +49,10 @@ logger = logging.getLogger(__name__)
 OnStep = Callable[[str], None]
 
 _RETIRABLE = """
-SELECT t.tenant, t.phase, g.started_at, g.ends_at, g.lost_reason
+SELECT t.tenant, t.phase, coalesce(g.attempt, a.attempt), g.started_at, g.ends_at, g.lost_reason
 FROM tenantferry.tenants AS t
 LEFT JOIN tenantferry.graces AS g ON g.tenant = t.tenant AND g.ended_at IS NULL
+LEFT JOIN tenantferry.archives AS a ON a.tenant = t.tenant
 WHERE t.phase = %s OR t.phase = %s AND g.ends_at <= clock_timestamp()
 ORDER BY g.ends_at NULLS FIRST, t.tenant
 """
@@ -62,15 +63,29 @@ class Retirable:
     """
     A tenant that can be retired.
 
+    :ivar attempt: the cutover that brought it to the target.
     :ivar live_since: ``None`` where retiring has begun, and was interrupted.
     :ivar lost_reason: why it could not go back even before that.
     """
 
     tenant: str
     phase: Phase
+    attempt: int
     live_since: datetime | None
     grace_ended: datetime | None
     lost_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """
+    What a person has said yes to: one tenant, as one cutover brought it to the target.
+
+    :ivar attempt: that cutover.
+    """
+
+    tenant: str
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +130,12 @@ def find_retirable(target: ConnectionParams, declared: Collection[str]) -> list[
     return [one for one in found if one.tenant in declared]
 
 
-def begin_retire(move: Move) -> RetireSummary:
+def begin_retire(move: Move, approval: Approval) -> RetireSummary:
     """
     End the tenant's way back for good.
 
     :raises IllegalPhaseError: if the tenant is not live.
-    :raises PermanentError: if its grace is not over.
+    :raises PermanentError: if its grace is not over, or the approval is not for it.
     """
     tenant = move.tenant
     with exclusive_step(move.target, tenant=tenant.key, step="retire") as target:
@@ -128,8 +143,11 @@ def begin_retire(move: Move) -> RetireSummary:
         with target:
             phase = require_registration(target, tenant.key).phase
             if phase in (Phase.RETIRING, Phase.RETIRED):
+                recorded = require_archive(target, tenant.key)
+                _check_approval(approval, Approval(tenant.key, recorded.attempt))
                 return RetireSummary(phase)
             grace = _require_over(target, tenant.key, phase)
+            _check_approval(approval, Approval(tenant.key, grace.attempt))
             change_phase(
                 target,
                 tenant.key,
@@ -204,6 +222,17 @@ def _require_over(target: connection, tenant: str, phase: Phase) -> Grace:
                 " tenantferry.graces in the target.",
             )
     return grace
+
+
+def _check_approval(given: Approval, needed: Approval) -> None:
+    """Check that people were asked about this tenant, and that it was not back since."""
+    if given != needed:
+        raise PermanentError(
+            f'nobody has approved that tenant "{needed.tenant}" is retired as it is now',
+            detail=f'The approval is for tenant "{given.tenant}" after its cutover attempt'
+            f' {given.attempt}; this is "{needed.tenant}" after attempt {needed.attempt}.',
+            hint='Clear the task "find_tenants" and those after it: people are asked anew.',
+        )
 
 
 def _was_locked(move: Move, recorded: Archive) -> bool:
