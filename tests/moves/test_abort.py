@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from move_stage import Stage, rows
 from tenantferry.backfill import clearing
 from tenantferry.connections import open_connection
 from tenantferry.control.phases import IllegalPhaseError, Phase
+from tenantferry.control.registry import ensure_registered
 from tenantferry.errors import PermanentError, TenantferryError, TransientError
 from tenantferry.local.accounts import free_port
 from tenantferry.local.postgres import PostgresServer
@@ -31,6 +33,8 @@ from tenantferry.moves.prepare import prepare
 from tenantferry.moves.stream import stream
 from tenantferry.moves.validate import validate
 from tenantferry.reverse.positions import begin_position
+from tenantferry.schema.roles import ensure_tenant_role, read_role_settings
+from tenantferry.schema.sequences import ensure_tenant_sequences
 from tenantferry.traffic.fence import plan_fence, raise_fence
 from traffic_clients import Writers
 
@@ -73,12 +77,49 @@ OF_TARGET = {
     "mapping": "SELECT count(*) FROM app.tenant_roles WHERE role_name = 'tenant_acme'",
     "origin": "SELECT count(*) FROM pg_replication_origin WHERE roname = 'tenantferry_acme'",
     **{
-        table: f"SELECT count(*) FROM tenantferry.{table}"
-        for table in (
-            "chunks", "rounds", "streams", "validations", "mismatches", "graces", "write_pauses",
-        )
+        table: f"SELECT count(*) FROM tenantferry.{table} WHERE tenant = 'acme'"
+        for table in ("chunks", "rounds", "streams", "validations", "graces", "write_pauses")
     },
-}  # fmt: skip
+    "mismatches": "SELECT count(*) FROM tenantferry.mismatches JOIN tenantferry.validations"
+    " ON id = validation_id WHERE tenant = 'acme'",
+}
+# What the target has of another tenant that can still go back, beside its rows.
+OTHER_RECORDS = """
+INSERT INTO tenantferry.rounds (tenant, round, consistent_point) VALUES ('globex', 1, '0/1');
+INSERT INTO tenantferry.chunks
+    (tenant, table_schema, table_name, chunk, key_columns, estimated_rows)
+    VALUES ('globex', 'public', 'written', 1, '{id}', 1);
+INSERT INTO tenantferry.streams (tenant, direction, position, confirmed)
+    VALUES ('globex', 'forward', '0/1', '0/1'), ('globex', 'reverse', '0/1', '0/1');
+INSERT INTO tenantferry.write_pauses (tenant, deadline, resumed_at) VALUES ('globex', now(), now());
+INSERT INTO tenantferry.graces (tenant, attempt, start_lsn, ends_at)
+    SELECT 'globex', max(id), '0/1', now() + interval '1 day' FROM tenantferry.write_pauses;
+INSERT INTO tenantferry.archives (tenant, attempt)
+    SELECT 'globex', max(id) FROM tenantferry.write_pauses;
+WITH made AS (
+    INSERT INTO tenantferry.validations
+        (tenant, position, started_at, tables, chunks, rows, mismatches)
+        VALUES ('globex', '0/1', now(), 1, 1, 1, 1) RETURNING id)
+INSERT INTO tenantferry.mismatches (validation_id, number, table_schema, table_name, kind, detail)
+    SELECT id, 1, 'public', 'written', 'missing', 'a row' FROM made;
+SELECT pg_replication_origin_create('tenantferry_globex');
+"""
+READ_OTHER_RECORDS = [
+    *(
+        f"SELECT r::text FROM tenantferry.{table} AS r WHERE tenant = 'globex' ORDER BY 1"
+        for table in (
+            "tenants", "phase_changes", "chunks", "rounds", "streams", "validations", "graces",
+            "write_pauses", "archives",
+        )
+    ),
+    "SELECT m::text FROM tenantferry.mismatches AS m JOIN tenantferry.validations AS v"
+    " ON v.id = m.validation_id WHERE v.tenant = 'globex'",
+    "SELECT rolcanlogin, rolconfig, rolinherit FROM pg_roles WHERE rolname = 'tenant_globex'",
+    "SELECT r::text FROM app.tenant_roles AS r WHERE role_name = 'tenant_globex'",
+    "SELECT nspacl::text FROM pg_namespace WHERE nspname = 't_globex'",
+    "SELECT s::text FROM pg_sequences AS s WHERE schemaname = 't_globex'",
+    "SELECT roident FROM pg_replication_origin WHERE roname = 'tenantferry_globex'",
+]  # fmt: skip
 
 
 def run_and_kill(script: str, move: Move, fatal: str) -> None:
@@ -104,9 +145,25 @@ def set_phase(stage: Stage, phase: Phase) -> None:
     rows(stage.target, "UPDATE tenantferry.tenants SET phase = %s WHERE tenant = 'acme'", phase)
 
 
-def add_other_tenant(stage: Stage, count: int = 50) -> None:
+@pytest.fixture
+def other(stage: Stage) -> Iterator[None]:
+    """Another tenant, with all that the target may have of one."""
+    tenant = stage.move.tenant.model_copy(update={"key": "globex", "id": OTHER_ID})
+    with closing(open_connection(stage.move.target, purpose="test")) as target, target:
+        ensure_registered(
+            target, tenant="globex", tenant_id=OTHER_ID, source_identity="1/globex", run_id=None
+        )
+        ensure_tenant_role(target, tenant, settings=read_role_settings(stage.source, tenant))
+        ensure_tenant_sequences(stage.source, target, tenant)
+        rows(target, OTHER_RECORDS)
+    _add_rows_of_both(stage)
+    yield
+    rows(stage.target, "SELECT pg_replication_origin_drop('tenantferry_globex')")
+
+
+def _add_rows_of_both(stage: Stage) -> None:
     """Give another tenant rows of the same keys, in the pages between those of this one."""
-    for start in range(1, count, 10):
+    for start in range(1, 50, 10):
         for owner in (OTHER_ID, stage.move.tenant.id):
             rows(
                 stage.target,
@@ -134,6 +191,13 @@ def read_others(stage: Stage) -> list[tuple[Any, ...]]:
             str(OTHER_ID),
         )
     ]
+
+
+def read_other_records(stage: Stage) -> list[list[tuple[Any, ...]]]:
+    """Return what the target has of the other tenant beside its rows; something of each kind."""
+    found = [rows(stage.target, query) for query in READ_OTHER_RECORDS]
+    assert all(found)
+    return found
 
 
 def test_abort_leaves_nothing_but_the_audit_trail(stage: Stage) -> None:
@@ -175,24 +239,23 @@ def test_abort_of_an_aborted_tenant_finds_nothing_left(stage: Stage) -> None:
     assert stage.phase() == Phase.REGISTERED
 
 
-def test_abort_does_not_touch_a_single_row_of_another_tenant(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+def test_abort_does_not_touch_anything_of_another_tenant(
+    stage: Stage, other: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(clearing, "BATCH_ROWS", 7)
-    add_other_tenant(stage)
-    before = read_others(stage)
+    before, records = read_others(stage), read_other_records(stage)
 
     summary = abort(stage.move)
 
     assert summary.rows == 59
     assert read_others(stage) == before
+    assert read_other_records(stage) == records
 
 
 @pytest.mark.parametrize("forgotten", ["find", "delete", "both"])
 def test_abort_deletes_nothing_of_others_when_its_statements_lose_their_scope(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, forgotten: str
+    stage: Stage, other: None, monkeypatch: pytest.MonkeyPatch, forgotten: str
 ) -> None:
-    add_other_tenant(stage)
     before = read_others(stage)
     if forgotten != "delete":
         everything = sql.SQL("SELECT ctid::text FROM {table}")
@@ -283,9 +346,8 @@ def test_abort_lets_another_tenant_write_without_waiting(
     assert written > 10
 
 
-def test_abort_killed_at_any_step_goes_on_where_it_was(stage: Stage) -> None:
-    add_other_tenant(stage)
-    before = read_others(stage)
+def test_abort_killed_at_any_step_goes_on_where_it_was(stage: Stage, other: None) -> None:
+    before, records = read_others(stage), read_other_records(stage)
     for step in STEPS:
         run_and_kill(SCRIPT, stage.move, step)
         if step == "forgotten":
@@ -299,6 +361,7 @@ def test_abort_killed_at_any_step_goes_on_where_it_was(stage: Stage) -> None:
 
     assert left(stage) == {}
     assert read_others(stage) == before
+    assert read_other_records(stage) == records
 
 
 @pytest.mark.parametrize(
@@ -375,8 +438,7 @@ def test_abort_does_not_clear_a_source_that_is_another_tenants(
     assert "source slots" in left(stage)
 
 
-def test_abort_refuses_an_id_that_is_not_the_registered_one(stage: Stage) -> None:
-    add_other_tenant(stage)
+def test_abort_refuses_an_id_that_is_not_the_registered_one(stage: Stage, other: None) -> None:
     before, there = read_others(stage), left(stage)
     tenant = stage.move.tenant.model_copy(update={"id": OTHER_ID})
 

@@ -51,7 +51,8 @@ class Stage:
             return rows(client, query)
 
     def phase(self) -> str:
-        [(phase,)] = rows(self.target, "SELECT phase FROM tenantferry.tenants")
+        query = "SELECT phase FROM tenantferry.tenants WHERE tenant = %s"
+        [(phase,)] = rows(self.target, query, self.move.tenant.key)
         return str(phase)
 
     def acl(self) -> list[str]:
