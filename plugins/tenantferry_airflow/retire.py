@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from airflow.sdk import Context
 
+    from tenantferry.connections import ConnectionParams
     from tenantferry.fleet.operation import Archive
     from tenantferry.moves.move import Move
 
@@ -92,7 +93,7 @@ class BeginRetireOperator(MoveOperator):
     """
     End the tenant's way back for good, if it is this tenant that a person has approved.
 
-    Does not touch its source.
+    Changes nothing of its source.
     """
 
     ui_color = "#fca5a5"
@@ -113,7 +114,8 @@ class BeginRetireOperator(MoveOperator):
                 f'nobody has approved that tenant "{self.tenant}" is retired',
                 hint='Clear the task "approve" and those after it.',
             )
-        return begin_retire(move, self._approval)
+        archive = _require_archive()
+        return begin_retire(move, self._approval, _folder(archive), _restore_server(archive))
 
 
 class ArchiveOperator(MoveOperator):
@@ -127,7 +129,7 @@ class ArchiveOperator(MoveOperator):
 
     def take_step(self, move: Move) -> DataclassInstance:
         """Call the verb."""
-        return archive_source(move, ObjectStoragePath(_require_archive().url))
+        return archive_source(move, _folder(_require_archive()))
 
 
 class VerifyArchiveOperator(MoveOperator):
@@ -142,8 +144,7 @@ class VerifyArchiveOperator(MoveOperator):
     def take_step(self, move: Move) -> DataclassInstance:
         """Call the verb."""
         archive = _require_archive()
-        server = to_params(BaseHook.get_connection(archive.restore_conn_id))
-        return verify_archive(move, ObjectStoragePath(archive.url), server)
+        return verify_archive(move, _folder(archive), _restore_server(archive))
 
 
 class LockSourceOperator(MoveOperator):
@@ -168,6 +169,21 @@ def _require_archive() -> Archive:
             hint="Say where dumps go, and where they are restored for a test.",
         )
     return archive
+
+
+def _folder(archive: Archive) -> ObjectStoragePath:
+    try:
+        return ObjectStoragePath(archive.url)
+    except ValueError as error:
+        raise PermanentError(
+            f'no storage is known for "archive.url": "{archive.url}"',
+            detail=f"{error}.",
+            hint="Mend it in the fleet file, or install the Airflow provider of that storage.",
+        ) from None
+
+
+def _restore_server(archive: Archive) -> ConnectionParams:
+    return to_params(BaseHook.get_connection(archive.restore_conn_id))
 
 
 def _tell(one: Retirable) -> dict[str, str | int]:

@@ -240,6 +240,17 @@ def test_a_step_says_what_is_missing_where_the_archive_was_taken_out(
         operator(task_id="step", tenant="acme").take_step(None)
 
 
+def test_a_storage_that_nobody_knows_is_named(fleet_file: Path) -> None:
+    declare_archive(fleet_file)
+    declared = fleet_file.read_text("utf-8")
+    fleet_file.write_text(declared.replace("file:///srv", "nfs://srv"), "utf-8")
+
+    with pytest.raises(PermanentError, match="no storage is known") as caught:
+        ArchiveOperator(task_id="step", tenant="acme").take_step(None)  # type: ignore[arg-type]
+
+    assert "nfs://srv/archive" in caught.value.message
+
+
 def test_find_tenants_names_those_that_are_due_and_what_people_are_told(
     fleet_file: Path,
     monkeypatch: pytest.MonkeyPatch,

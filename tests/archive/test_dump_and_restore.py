@@ -190,7 +190,7 @@ def test_a_server_that_does_not_let_us_create_a_database_is_named(
 ) -> None:
     source_server.psql("-c", "ALTER ROLE tenantferry NOCREATEDB")
 
-    with pytest.raises(PermanentError, match="cannot create database") as caught:
+    with pytest.raises(PermanentError, match="cannot create a database") as caught:
         check()
 
     assert "CREATEDB" in caught.value.hint

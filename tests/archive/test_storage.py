@@ -10,9 +10,11 @@ from tenantferry.archive.storage import (
     StorageLostError,
     StorageRefusedError,
     Written,
+    check_writable,
     read_chunks,
     store,
 )
+from tenantferry.errors import PermanentError
 
 
 def test_store_tells_size_and_digest_of_what_it_wrote(tmp_path: Path) -> None:
@@ -66,6 +68,53 @@ def test_a_storage_that_refuses_is_permanent_and_one_that_fails_is_not(tmp_path:
     with pytest.raises(StorageLostError, match="could not write") as caught:
         store(_Full(tmp_path / "a.dump"), [b"x" * 100_000])
     assert "No space left" in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (ValueError("Unsupported filesystem: 'nfs'"), StorageRefusedError),
+        (ImportError("Install s3fs to access S3"), StorageRefusedError),
+        (RuntimeError("429: Too many requests"), StorageLostError),
+    ],
+    ids=["unknown scheme", "missing package", "error of its own"],
+)
+def test_what_a_storage_raises_of_its_own_comes_as_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, expected: type[Exception]
+) -> None:
+    monkeypatch.setattr(_Odd, "failure", failure)
+    path = _Odd(tmp_path / "a.dump")
+
+    for act in (lambda: store(path, [b"x"]), lambda: list(read_chunks(path))):
+        with pytest.raises(expected) as caught:
+            act()
+        assert str(failure) in str(caught.value)
+
+
+def test_an_error_of_the_chunks_is_raised_as_it_is(tmp_path: Path) -> None:
+    def fail() -> Iterator[bytes]:
+        yield b"half"
+        raise PermanentError("pg_dump failed")
+
+    with pytest.raises(PermanentError, match="pg_dump failed") as caught:
+        store(tmp_path / "a.dump", fail())
+
+    assert type(caught.value) is PermanentError
+
+
+def test_check_writable_leaves_nothing_behind(tmp_path: Path) -> None:
+    check_writable(tmp_path / "acme" / "begin.check")
+
+    assert list((tmp_path / "acme").iterdir()) == []
+
+
+class _Odd(type(Path())):  # type: ignore[misc]
+    """A path of a storage with errors of its own."""
+
+    failure = Exception()
+
+    def open(self, *arguments: object, **named: object) -> object:
+        raise self.failure
 
 
 class _Full(type(Path())):  # type: ignore[misc]

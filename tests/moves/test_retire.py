@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from move_stage import Stage, rows
+from tenantferry.archive import programs
+from tenantferry.archive.storage import StorageLostError
 from tenantferry.connections import (
     ConnectionParams,
     open_client_connection,
@@ -75,7 +77,7 @@ class Retiring:
         return Approval("acme", attempt)
 
     def begin(self) -> str:
-        return begin_retire(self.stage.move, self.approval).phase
+        return begin_retire(self.stage.move, self.approval, self.folder, self.server).phase
 
     def archive(self) -> ArchiveSummary:
         return archive_source(self.stage.move, self.folder)
@@ -223,9 +225,9 @@ def test_a_lost_way_back_does_not_shorten_the_grace(live: Retiring) -> None:
         live.begin()
 
 
-def test_a_tenant_that_is_not_live_is_not_retired(stage: Stage) -> None:
+def test_a_tenant_that_is_not_live_is_not_retired(stage: Stage, tmp_path: Path) -> None:
     with pytest.raises(IllegalPhaseError, match='in phase "validated"'):
-        begin_retire(stage.move, Approval("acme", 1))
+        begin_retire(stage.move, Approval("acme", 1), tmp_path, stage.move.source)
 
 
 @pytest.mark.parametrize("phase", [Phase.LIVE, Phase.RETIRING], ids=str)
@@ -241,9 +243,41 @@ def test_an_approval_for_another_tenant_or_an_earlier_cutover_retires_nobody(
         replace(approval, attempt=approval.attempt - 1),
     ):
         with pytest.raises(PermanentError, match="nobody has approved"):
-            begin_retire(over.stage.move, wrong)
+            begin_retire(over.stage.move, wrong, over.folder, over.server)
 
     assert over.stage.phase() == phase
+
+
+def test_the_way_back_stays_while_the_source_could_not_be_archived(
+    over: Retiring, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = over.stage.move.source.database
+    superuser = over.source_server.psql
+
+    superuser("-c", f"GRANT CONNECT ON DATABASE {database} TO PUBLIC")
+    with pytest.raises(PermanentError, match="not fenced any more"):
+        over.begin()
+    superuser("-c", f"REVOKE CONNECT ON DATABASE {database} FROM PUBLIC")
+
+    superuser("-c", "ALTER ROLE tenantferry NOCREATEDB")
+    with pytest.raises(PermanentError, match="cannot create a database"):
+        over.begin()
+    superuser("-c", "ALTER ROLE tenantferry CREATEDB")
+
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageLostError, match="could not write"):
+        replace(over, folder=tmp_path / "file").begin()
+
+    with monkeypatch.context() as without:
+        without.setenv("PATH", "/nowhere")
+        without.setattr(programs, "_PACKAGES", ())
+        with pytest.raises(PermanentError, match="no pg_dump here"):
+            over.begin()
+
+    assert over.stage.phase() == Phase.LIVE
+    assert over.ask("SELECT count(*) FROM tenantferry.graces WHERE ended_at IS NULL") == [(1,)]
+    assert over.begin() == Phase.RETIRING
+    assert list(over.dump.parent.iterdir()) == []
 
 
 def test_nothing_is_archived_or_locked_before_retiring_has_begun(over: Retiring) -> None:
@@ -307,7 +341,7 @@ def test_a_source_that_somebody_opened_is_neither_dumped_nor_locked(over: Retiri
     with pytest.raises(PermanentError, match="not fenced any more"):
         over.archive()
 
-    assert not over.folder.exists()
+    assert not over.dump.exists()
 
 
 @pytest.fixture

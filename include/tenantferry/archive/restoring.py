@@ -35,6 +35,10 @@ _CREATE = sql.SQL(
     "CREATE DATABASE {name} TEMPLATE template0 ENCODING {encoding}"
     " LC_COLLATE {collate} LC_CTYPE {ctype}"
 )
+_MAY_CREATE = (
+    "SELECT rolname::text, rolcreatedb OR rolsuper FROM pg_catalog.pg_roles"
+    " WHERE rolname = current_user"
+)
 _DROP = sql.SQL("DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 # What belongs to the source's server, or would begin to work here.
 _LEFT_OUT = (
@@ -71,7 +75,7 @@ def check_restore(
     programs = find_programs(source_major)
     name = scratch_name(tenant_key)
     with closing(open_connection(server, purpose=purpose, autocommit=True)) as session:
-        _check_version(session, programs)
+        _check_server(session, programs)
         with _scratch(session, name, dumped):
             scratch = server.with_database(name)
             _restore(programs, scratch, purpose, path, written)
@@ -83,6 +87,16 @@ def check_restore(
                     hint='Clear the task "archive" and those after it: it dumps again.',
                 )
     return found
+
+
+def check_restore_server(server: ConnectionParams, programs: Programs, *, purpose: str) -> None:
+    """
+    Check that dumps of these programs can be restored by a server. Changes nothing.
+
+    :raises PermanentError: if not.
+    """
+    with closing(open_connection(server, purpose=purpose, autocommit=True)) as session:
+        _check_server(session, programs)
 
 
 def scratch_name(tenant_key: str) -> str:
@@ -100,7 +114,7 @@ def scratch_name(tenant_key: str) -> str:
     return f"{name[: _MAX_NAME_BYTES - 9]}_{digest}"
 
 
-def _check_version(session: connection, programs: Programs) -> None:
+def _check_server(session: connection, programs: Programs) -> None:
     major = session.server_version // 10000
     if major < programs.major:
         raise PermanentError(
@@ -108,6 +122,11 @@ def _check_version(session: connection, programs: Programs) -> None:
             hint='Let "archive.restore_conn_id" of the fleet file lead to a server of at least that'
             " version, or install the source's own pg_dump where these tasks run.",
         )
+    with session.cursor() as cursor:
+        cursor.execute(_MAY_CREATE)
+        role, is_allowed = cursor.fetchone() or ("", False)
+    if not is_allowed:
+        raise _cannot_create(f'Role "{role}" may not create databases there.')
 
 
 @contextmanager
@@ -118,11 +137,7 @@ def _scratch(session: connection, name: str, dumped: Contents) -> Iterator[None]
         _drop(session, identifier)
         _create(session, identifier, dumped)
     except errors.InsufficientPrivilege as error:
-        raise PermanentError(
-            f'cannot create database "{name}" to restore the dump into',
-            detail=(error.diag.message_primary or "").strip(),
-            hint='ALTER ROLE ... CREATEDB on the server of "archive.restore_conn_id".',
-        ) from None
+        raise _cannot_create(f'Of "{name}": {(error.diag.message_primary or "").strip()}') from None
     try:
         yield
     finally:
@@ -130,6 +145,14 @@ def _scratch(session: connection, name: str, dumped: Contents) -> Iterator[None]
             _drop(session, identifier)
         except psycopg2.Error as error:
             logger.warning('database "%s" is left until the next try: %s', name, error)
+
+
+def _cannot_create(detail: str) -> PermanentError:
+    return PermanentError(
+        "cannot create a database to restore the dump into",
+        detail=detail,
+        hint='ALTER ROLE ... CREATEDB on the server of "archive.restore_conn_id".',
+    )
 
 
 def _create(session: connection, name: sql.Identifier, dumped: Contents) -> None:

@@ -16,13 +16,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tenantferry.errors import PermanentError, TransientError
+from tenantferry.errors import PermanentError, TenantferryError, TransientError
 
 logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1024 * 1024
 _REPORT_BYTES = 1024**3
 _PARTIAL = ".partial"
+_TRIAL = b"It can be deleted.\n"
+# The last two: a scheme that nobody serves here, or a package that is not installed.
+_REFUSALS = (FileNotFoundError, PermissionError, IsADirectoryError, ValueError, ImportError)
 
 
 class StoragePath(Protocol):
@@ -82,12 +85,15 @@ def store(path: StoragePath, chunks: Iterable[bytes]) -> Written:
         try:
             written = _write(partial, chunks)
         except BaseException:
-            with suppress(OSError):
+            # Why it was not completed is the better explanation.
+            with suppress(Exception):
                 partial.unlink(missing_ok=True)
             raise
         partial.rename(path)
-    except OSError as error:
-        raise _storage_failure("write", path, error) from None
+    except TenantferryError:  # of what the chunks come from
+        raise
+    except Exception as error:
+        raise _storage_failure("write", path, error) from error
     logger.info("wrote %s bytes=%s sha256=%s", path, written.bytes, written.sha256)
     return written
 
@@ -103,8 +109,25 @@ def read_chunks(path: StoragePath) -> Generator[bytes, None, None]:
         with path.open("rb") as file:
             while chunk := file.read(CHUNK_BYTES):
                 yield chunk
-    except OSError as error:
-        raise _storage_failure("read", path, error) from None
+    except Exception as error:
+        raise _storage_failure("read", path, error) from error
+
+
+def check_writable(path: StoragePath) -> None:
+    """
+    Write a small file, read it back, and delete it.
+
+    :raises StorageLostError: if the storage failed.
+    :raises StorageRefusedError: if the storage does not let us.
+    """
+    store(path, [_TRIAL])
+    found = b"".join(read_chunks(path))
+    try:
+        path.unlink(missing_ok=True)
+    except Exception as error:
+        raise _storage_failure("delete", path, error) from error
+    if found != _TRIAL:
+        raise StorageLostError(f'"{path}" does not hold what was written there')
 
 
 class Digest:
@@ -148,10 +171,9 @@ def _make_durable(file: Any) -> None:
 
 
 def _storage_failure(
-    what: str, path: StoragePath, error: OSError
+    what: str, path: StoragePath, error: Exception
 ) -> StorageLostError | StorageRefusedError:
-    is_final = isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError)
-    return (StorageRefusedError if is_final else StorageLostError)(
+    return (StorageRefusedError if isinstance(error, _REFUSALS) else StorageLostError)(
         f'could not {what} "{path}"',
         detail=f"{type(error).__name__}: {error}",
         hint='See "archive" in the fleet file, and the Airflow connection of its url.',

@@ -17,6 +17,7 @@ from datetime import datetime
 from psycopg2.extensions import connection
 
 from tenantferry.archive.contents import Contents, count_database, describe_differences
+from tenantferry.archive.storage import StoragePath
 from tenantferry.backfill.snapshot import drop_slot
 from tenantferry.connections import ConnectionParams, open_connection
 from tenantferry.control.archives import (
@@ -36,6 +37,7 @@ from tenantferry.moves.archiving import require_retiring
 from tenantferry.moves.former import settle_former
 from tenantferry.moves.left_source import check_left_source
 from tenantferry.moves.move import Move
+from tenantferry.moves.retire_readiness import check_can_archive
 from tenantferry.moves.sessions import exclusive_step, open_source
 from tenantferry.reverse.marker import emit_grace_over
 from tenantferry.reverse.removal import drop_positions
@@ -130,12 +132,18 @@ def find_retirable(target: ConnectionParams, declared: Collection[str]) -> list[
     return [one for one in found if one.tenant in declared]
 
 
-def begin_retire(move: Move, approval: Approval) -> RetireSummary:
+def begin_retire(
+    move: Move, approval: Approval, folder: StoragePath, server: ConnectionParams
+) -> RetireSummary:
     """
-    End the tenant's way back for good.
+    End the tenant's way back for good, if nothing keeps its source from being archived.
 
+    :param folder: below which its dump will be kept.
+    :param server: where the dump will be restored.
     :raises IllegalPhaseError: if the tenant is not live.
-    :raises PermanentError: if its grace is not over, or the approval is not for it.
+    :raises PermanentError: if its grace is not over, the approval is not for it, or its source
+        could not be archived; nothing was changed.
+    :raises TransientError: if it could not be archived now; nothing was changed.
     """
     tenant = move.tenant
     with exclusive_step(move.target, tenant=tenant.key, step="retire") as target:
@@ -147,18 +155,9 @@ def begin_retire(move: Move, approval: Approval) -> RetireSummary:
                 _check_approval(approval, Approval(tenant.key, recorded.attempt))
                 return RetireSummary(phase)
             grace = _require_over(target, tenant.key, phase)
-            _check_approval(approval, Approval(tenant.key, grace.attempt))
-            change_phase(
-                target,
-                tenant.key,
-                Phase.RETIRING,
-                run_id=move.run_id,
-                reason=f"its grace ended at {grace.ends_at:%Y-%m-%d %H:%M:%S %Z}",
-            )
-            take_over(target, tenant.key, run_id=move.run_id)
-            end_grace(target, tenant.key, why=GraceEnd.RETIRED)
-            emit_grace_over(target, tenant.key)
-            begin_archive(target, tenant.key, attempt=grace.attempt)
+        _check_approval(approval, Approval(tenant.key, grace.attempt))
+        check_can_archive(move, target, folder, server)
+        _end_way_back(move, target, grace)
     return RetireSummary(Phase.RETIRING)
 
 
@@ -222,6 +221,22 @@ def _require_over(target: connection, tenant: str, phase: Phase) -> Grace:
                 " tenantferry.graces in the target.",
             )
     return grace
+
+
+def _end_way_back(move: Move, target: connection, grace: Grace) -> None:
+    tenant = move.tenant.key
+    with target:
+        change_phase(
+            target,
+            tenant,
+            Phase.RETIRING,
+            run_id=move.run_id,
+            reason=f"its grace ended at {grace.ends_at:%Y-%m-%d %H:%M:%S %Z}",
+        )
+        take_over(target, tenant, run_id=move.run_id)
+        end_grace(target, tenant, why=GraceEnd.RETIRED)
+        emit_grace_over(target, tenant)
+        begin_archive(target, tenant, attempt=grace.attempt)
 
 
 def _check_approval(given: Approval, needed: Approval) -> None:
