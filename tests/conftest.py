@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import tempfile
@@ -44,8 +45,9 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Know its marker in any case."""
+    """Know its marker in any case, and ours."""
     config.addinivalue_line("markers", "timeout(seconds): how long a test may take")
+    config.addinivalue_line("markers", "soak: goes on for as long as make soak says")
 
 
 def _run_server(name: str, *, newest: bool) -> Iterator[PostgresServer]:
@@ -152,6 +154,15 @@ def target(target_params: ConnectionParams) -> Iterator[connection]:
     opened = open_connection(target_params, purpose="test", autocommit=True)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def soak_seconds() -> float:
+    """How long a test marked ``soak`` goes on; ``make soak MINUTES=60`` says it."""
+    minutes = os.environ.get("SOAK_MINUTES")
+    if minutes is None:
+        pytest.skip("only: make soak MINUTES=60")
+    return float(minutes) * 60
 
 
 def _migration_params(server: PostgresServer, database: str) -> ConnectionParams:

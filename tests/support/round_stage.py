@@ -218,8 +218,8 @@ class Rounds:
                 import_snapshot(source, snapshot)
             for table in read_tables(self.source, self.tenant):
                 for chunk in self._chunks(table):
-                    theirs = _read_rows(source, table, chunk, None)
-                    ours = _read_rows(target, table, chunk, self.tenant.id)
+                    theirs = read_chunk_rows(source, table, chunk, None)
+                    ours = read_chunk_rows(target, table, chunk, self.tenant.id)
                     label = f"chunk {chunk.number} of {table.label}"
                     if chunk.number in done[table.name]:
                         assert ours == theirs, label
@@ -241,10 +241,11 @@ class Rounds:
                 yield to_chunk(record, key_columns)
 
 
-def _read_rows(
+def read_chunk_rows(
     session: connection, table: Table, chunk: Chunk, tenant_id: UUID | None
 ) -> list[str]:
-    columns = sql.SQL(", ").join(sql.Identifier(column.name) for column in table.copied_columns)
+    """Return the rows of one chunk as text, sorted; of a tenant in the target, or of a source."""
+    columns = sql.SQL(", ").join(sql.Identifier(column.name) for column in table.columns)
     in_scope = sql.SQL("true").format()
     if tenant_id is not None:
         in_scope = sql.SQL("tenant_id = {}").format(sql.Literal(str(tenant_id)))
