@@ -3,16 +3,23 @@
 #             STORY=rollback: move, write, roll back, write, move again
 # make down   stop what a demo with KEEP=1, or an interrupted one, left running
 # make test   the tests; PYTEST_ARGS="tests/local -x" for some of them
+# make soak   tests that draw new cases for as long as wanted: MINUTES=60 each
+#             SOAK_SEED=n draws again what it drew where it printed that seed
+# make replay play a drawn case again that has failed: SCRIPT=.local/model/failed.sql
 # make lint   ruff and mypy
 
 PYTEST_ARGS ?=
 PURPOSE = run
-export TENANTS ROWS RATE TENANT_SQL SOURCE_PG TARGET_PG KEEP STORY
+MINUTES ?= 10
+# Where tests are marked "soak".
+SOAK_TESTS = tests/model
+SCRIPT ?= .local/model/failed.sql
+export TENANTS ROWS RATE TENANT_SQL SOURCE_PG TARGET_PG KEEP STORY SOAK_SEED
 # Airflow and its workers are started by name, so the environment comes first on PATH.
 USE_PYTHON = python=$$(scripts/environment.sh $(PURPOSE)) && PATH="$$(dirname "$$python"):$$PATH" && \
 	export PYTHONPATH=include:plugins &&
 
-.PHONY: demo down test lint environment pgbouncer spin gcc
+.PHONY: demo down test soak replay lint environment pgbouncer spin gcc
 
 demo: pgbouncer
 	@$(USE_PYTHON) exec "$$python" -m tenantferry.local.demo
@@ -22,6 +29,14 @@ down:
 
 test: pgbouncer spin gcc
 	@$(USE_PYTHON) exec "$$python" -m pytest $(PYTEST_ARGS)
+
+soak: export SOAK_MINUTES = $(MINUTES)
+soak:
+	@$(USE_PYTHON) exec "$$python" -m pytest -s -m soak $(SOAK_TESTS)
+
+replay: export MODEL_SCRIPT = $(abspath $(SCRIPT))
+replay:
+	@$(USE_PYTHON) exec "$$python" -m pytest -s tests/model/test_model_replay.py -k of_a_case
 
 lint: PURPOSE = lint
 lint:
