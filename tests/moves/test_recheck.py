@@ -23,6 +23,7 @@ from tenantferry.moves.lag import measure_lag
 from tenantferry.moves.move import Move
 from tenantferry.moves.validate import MismatchError, validate
 from tenantferry.stream import remembering
+from tenantferry.validation import running, touched
 
 LOOKS = "SELECT since IS NULL, tables, chunks, rows, mismatches FROM tenantferry.validations"
 
@@ -155,6 +156,27 @@ def test_cutover_compares_a_table_as_a_whole_where_any_row_may_have_been_written
     cutover(stage.move)
 
     assert rows(stage.target, f"{LOOKS} ORDER BY id DESC LIMIT 1") == [(False, 1, 1, 1, 0)]
+
+
+@pytest.mark.usefixtures("much_is_written")
+def test_cutover_takes_no_truncate_meanwhile_for_a_mismatch(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(stage, "INSERT INTO written VALUES (7)")
+    compare = touched.compare_touched
+
+    def truncate_and_compare(*arguments: Any, **options: Any) -> Any:
+        stage.ask("TRUNCATE written")
+        return compare(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "compare_touched", truncate_and_compare)
+        with pytest.raises(TransientError, match="could not tell"):
+            cutover(stage.move)
+
+    assert attempts(stage) == []
+    cutover(stage.move)
+    assert attempts(stage) == [(True, False, None)]
 
 
 @pytest.mark.usefixtures("much_is_written")

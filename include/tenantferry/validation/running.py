@@ -31,6 +31,7 @@ from tenantferry.validation.alignment import View, aligned_view
 from tenantferry.validation.comparison import MAX_NAMED, ChunkComparison, compare_chunks
 from tenantferry.validation.isolation import probe_isolation
 from tenantferry.validation.references import find_orphans
+from tenantferry.validation.rewrites import Rewrites
 from tenantferry.validation.touched import Recheck
 
 __all__ = [
@@ -95,12 +96,14 @@ def compare_tenant(
         snapshot.
     :param on_aligned: called when both sides are seen at one position and the stream goes on; from
         then on nothing that happens to the tenant changes the result.
-    :raises TransientError: if it could not be told, e.g. because the stream does not answer.
+    :raises TransientError: if it could not be told, e.g. because the stream does not answer, or a
+        table was truncated meanwhile.
     :raises CopyAgainError: if the tenant was copied from other tables.
     """
     started_at = datetime.now(UTC)
     try:
         chunks = _load_chunks(source_params, target_params, tenant, tables)
+        rewrites = Rewrites(source_params, tenant, tables)
         with aligned_view(
             source_params,
             target_params,
@@ -112,6 +115,8 @@ def compare_tenant(
             if on_aligned is not None:
                 on_aligned()
             compared, differences, mismatches = compare_view(view, tenant, tables, chunks)
+        if mismatches:
+            rewrites.check()
     except psycopg2.Error as error:
         raise describe_failure(error, doing=f'validate tenant "{tenant.key}"') from None
     found = TenantComparison(
@@ -156,6 +161,7 @@ def compare_again(
     """
     started_at = datetime.now(UTC)
     try:
+        rewrites = Rewrites(source_params, tenant, tables)
         with aligned_view(
             source_params,
             target_params,
@@ -168,6 +174,8 @@ def compare_again(
             if touched is None:
                 return None
             found = Recheck(lane, tables, chunks, tenant_id=tenant.id).compare(touched)
+        if found.mismatches:
+            rewrites.check()
     except psycopg2.Error as error:
         raise describe_failure(error, doing=f'validate tenant "{tenant.key}"') from None
     logger.info(
