@@ -23,7 +23,8 @@ from tenantferry.moves.lag import measure_lag
 from tenantferry.moves.move import Move
 from tenantferry.moves.validate import MismatchError, validate
 from tenantferry.stream import remembering
-from tenantferry.validation import running, touched
+from tenantferry.validation import running
+from tenantferry.validation.touched import Recheck
 
 LOOKS = "SELECT since IS NULL, tables, chunks, rows, mismatches FROM tenantferry.validations"
 
@@ -163,14 +164,13 @@ def test_cutover_takes_no_truncate_meanwhile_for_a_mismatch(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(stage, "INSERT INTO written VALUES (7)")
-    compare = touched.compare_touched
 
-    def truncate_and_compare(*arguments: Any, **options: Any) -> Any:
+    def truncate_first(*arguments: Any, **options: Any) -> Recheck:
         stage.ask("TRUNCATE written")
-        return compare(*arguments, **options)
+        return Recheck(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(running, "compare_touched", truncate_and_compare)
+        patch.setattr(running, "Recheck", truncate_first)
         with pytest.raises(TransientError, match="could not tell"):
             cutover(stage.move)
 
