@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -16,7 +13,6 @@ from tenantferry.errors import TransientError
 from tenantferry.moves import repair
 from tenantferry.moves.backfill import backfill
 from tenantferry.moves.move import Move
-from tenantferry.moves.stream import stream
 from tenantferry.moves.validate import MismatchError, validate
 
 # The stream of the stage ends where another one begins.
@@ -37,28 +33,6 @@ def move(move: Move) -> Move:
     return replace(move, tenant=move.tenant.model_copy(update={"chunk_rows": 3}))
 
 
-@contextmanager
-def hosted_stream(stage: Stage) -> Iterator[None]:
-    """Start the stream again whenever it ends, as its task does."""
-    stop = threading.Event()
-
-    def host() -> None:
-        while not stop.is_set():
-            try:
-                stream(stage.move, stop=stop)
-            except TransientError:
-                stop.wait(0.1)  # the retry's delay
-
-    thread = threading.Thread(target=host, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(30)
-        assert not thread.is_alive()
-
-
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_repair_copies_only_the_chunks_that_differ(stage: Stage, damage: str) -> None:
     rows(stage.target, "INSERT INTO public.counted (tenant_id, id) VALUES (%s, 5)", OTHER_ID)
@@ -66,7 +40,7 @@ def test_repair_copies_only_the_chunks_that_differ(stage: Stage, damage: str) ->
     sound = VERSIONS.format(f"id <= 3 OR tenant_id = '{OTHER_ID}'")
     before = rows(stage.target, sound)
 
-    with hosted_stream(stage):
+    with stage.streaming_again():
         rows(stage.source, "INSERT INTO public.counted (id, note) VALUES (-1, 'written meanwhile')")
         result = validate(stage.move, repair=True)
 
@@ -84,7 +58,7 @@ def test_validate_repairs_nothing_unless_it_is_told_to(stage: Stage) -> None:
     rows(stage.target, DAMAGES["changed"])
     damaged = rows(stage.target, VERSIONS.format("true"))
 
-    with hosted_stream(stage), pytest.raises(MismatchError, match='"repair"'):
+    with stage.streaming_again(), pytest.raises(MismatchError, match='"repair"'):
         validate(stage.move)
 
     assert rows(stage.target, VERSIONS.format("true")) == damaged
@@ -95,7 +69,7 @@ def test_a_run_that_repairs_copies_nothing_else_again(stage: Stage) -> None:
     rows(stage.target, DAMAGES["changed"])
     sound = rows(stage.target, VERSIONS.format("id <= 3"))
 
-    with hosted_stream(stage):
+    with stage.streaming_again():
         with pytest.raises(MismatchError):
             validate(stage.move)
         backfill(stage.move, repair=True)
@@ -127,7 +101,7 @@ def test_a_repair_that_died_is_gone_on_with(
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with hosted_stream(stage):
+    with stage.streaming_again():
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(repair, "copy_in_step", die)
             validate(stage.move, repair=True)

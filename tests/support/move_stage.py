@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
@@ -12,6 +12,7 @@ from uuid import UUID
 from psycopg2.extensions import connection
 
 from tenantferry.connections import ConnectionParams, open_client_connection
+from tenantferry.errors import TransientError
 from tenantferry.local.pgbouncer import PgBouncer
 from tenantferry.moves.move import Move
 from tenantferry.moves.stream import stream
@@ -67,6 +68,19 @@ class Stage:
         """Host the stream beside the block, as a task of its own."""
         move = replace(self.move, run_id=run_id)
         with _hosting(lambda stop: stream(move, stop=stop)):
+            yield
+
+    @contextmanager
+    def streaming_again(self) -> Iterator[None]:
+        """Host the stream beside the block; start it again when it ends, as Airflow does."""
+
+        def run(stop: threading.Event) -> None:
+            while not stop.is_set():
+                with suppress(TransientError):
+                    stream(self.move, stop=stop)
+                stop.wait(0.1)  # the retry's delay
+
+        with _hosting(run):
             yield
 
     @contextmanager

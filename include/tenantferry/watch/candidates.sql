@@ -16,6 +16,7 @@ LEFT JOIN LATERAL (
     SELECT max(validations.finished_at) AS finished_at
     FROM tenantferry.validations AS validations
     WHERE validations.tenant = tenants.tenant AND validations.direction = streams.direction
+        AND validations.since IS NULL
 ) AS latest ON true
 WHERE streams.state = 'running' AND CASE streams.direction
     WHEN 'forward' THEN tenants.phase IN ('streaming', 'validated')
