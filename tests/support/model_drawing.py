@@ -115,8 +115,8 @@ def _truncate(_: st.DrawFn, shape: Shape) -> Statements:
 
 # What is named more often is drawn more often.
 _CHANGES = (
-    _insert, _insert, _insert, _update, _update, _update, _touch, _move, _move_across,
-    _move_across, _move_and_back, _swap, _swap, _delete, _delete_one, _truncate,
+    *3 * (_insert,), *3 * (_update,), _touch, _move, *5 * (_move_across,), _move_and_back,
+    *2 * (_swap,), _delete, _delete_one, _truncate,
 )  # fmt: skip
 
 

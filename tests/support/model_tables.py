@@ -9,7 +9,7 @@ NULL = "NULL"
 FREE = 2
 # Kept out of line and so not sent while it does not change, like its neighbours.
 LARGE = tuple(f"repeat(md5('{n}'), 100)" for n in range(3))
-_BIG = (*LARGE, "'short'", NULL)
+_BIG = (*LARGE, *LARGE, "'short'", NULL)
 _TEXTS = ("'a'", "'b'", "''", "'it''s 100%'", NULL)
 
 
