@@ -33,6 +33,7 @@ from tenantferry.moves.prepare import prepare
 from tenantferry.moves.stream import stream
 from tenantferry.moves.validate import validate
 from tenantferry.reverse.positions import begin_position
+from tenantferry.reverse.slot import drop_reverse_slot, ensure_reverse
 from tenantferry.schema.roles import ensure_tenant_role, read_role_settings
 from tenantferry.schema.sequences import ensure_tenant_sequences
 from tenantferry.traffic.fence import plan_fence, raise_fence
@@ -42,7 +43,7 @@ from traffic_clients import Writers
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 OTHER_ID = UUID("22222222-2222-2222-2222-222222222222")
-STEPS = ["announced", "stopped", "source", "rows", "role", "forgotten"]
+STEPS = ["announced", "stopped", "source", "rows", "role", "forgotten", "reverse slot"]
 # Runs an abort that kills itself after one step.
 SCRIPT = """
 import os, pickle, signal, sys
@@ -74,6 +75,8 @@ OF_TARGET = {
     "written": "SELECT count(*) FROM public.written WHERE tenant_id::text LIKE '1111%'",
     "role": "SELECT count(*) FROM pg_roles WHERE rolname = 'tenant_acme'",
     "schema": "SELECT count(*) FROM pg_namespace WHERE nspname = 't_acme'",
+    "reverse slot": "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()",
+    "publications": "SELECT count(*) FROM pg_publication",
     "mapping": "SELECT count(*) FROM app.tenant_roles WHERE role_name = 'tenant_acme'",
     "origin": "SELECT count(*) FROM pg_replication_origin WHERE roname = 'tenantferry_acme'",
     **{
@@ -350,7 +353,7 @@ def test_abort_killed_at_any_step_goes_on_where_it_was(stage: Stage, other: None
     before, records = read_others(stage), read_other_records(stage)
     for step in STEPS:
         run_and_kill(SCRIPT, stage.move, step)
-        if step == "forgotten":
+        if step in ("forgotten", "reverse slot"):
             assert stage.phase() == Phase.REGISTERED
         else:
             assert stage.phase() == Phase.ABORTING, step
@@ -490,6 +493,34 @@ def test_abort_first_lets_clients_go_that_a_lost_cutover_keeps_waiting(stage: St
     assert writers.errors == []
     assert stage.acl() == acl
     assert left(stage) == {}
+
+
+def test_abort_leaves_no_reverse_slot_of_a_cutover_that_was_undone(stage: Stage) -> None:
+    def fail(step: str) -> None:
+        if step == "fenced":
+            raise TransientError("test")
+
+    with pytest.raises(TransientError):
+        cutover(stage.move, on_step=fail)
+    assert left(stage)["target reverse slot"] == 1
+
+    abort(stage.move)
+
+    assert left(stage) == {}
+
+
+def test_abort_keeps_the_reverse_slot_of_a_tenant_that_can_go_back(
+    stage: Stage, other: None
+) -> None:
+    ensure_reverse(stage.move.target)
+    # Its rows were there before they were followed.
+    rows(stage.target, "UPDATE tenantferry.graces SET lost_at = NULL")
+
+    abort(stage.move)
+
+    assert left(stage) == {"target reverse slot": 1, "target publications": 1}
+    rows(stage.target, "DELETE FROM tenantferry.graces")
+    assert drop_reverse_slot(stage.move.target)
 
 
 def test_abort_lowers_a_fence_that_an_undone_cutover_left_up(stage: Stage) -> None:

@@ -215,6 +215,13 @@ def test_nobody_gets_into_the_target_as_the_tenant_any_more(live: Stage) -> None
     assert password not in aliases(live)
 
 
+def test_no_reverse_slot_is_left_when_the_last_tenant_went_back(live: Stage) -> None:
+    rollback(live.move)
+
+    assert rows(live.target, "SELECT slot_name FROM pg_replication_slots") == []
+    assert rows(live.target, "SELECT pubname FROM pg_publication") == []
+
+
 def test_sequences_go_on_where_the_target_has_left_them(live: Stage) -> None:
     handed_out = [
         number

@@ -223,7 +223,7 @@ def test_drop_reverse_slot_leaves_nothing_and_ends_the_process(way: Way) -> None
     assert drop_reverse_slot(way.target_params)
 
 
-@pytest.mark.parametrize("why", ["grace", "cutover"])
+@pytest.mark.parametrize("why", ["grace", Phase.VALIDATED, Phase.CUTTING_OVER], ids=str)
 def test_drop_reverse_slot_keeps_what_somebody_needs(way: Way, why: str) -> None:
     way.ensure()
     if why == "grace":
@@ -232,7 +232,7 @@ def test_drop_reverse_slot_keeps_what_somebody_needs(way: Way, why: str) -> None
         execute(
             way.target,
             "UPDATE tenantferry.tenants SET phase = %s WHERE tenant = 'acme'",
-            Phase.CUTTING_OVER,
+            why,
         )
 
     assert not drop_reverse_slot(way.target_params)

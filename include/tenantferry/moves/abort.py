@@ -36,6 +36,7 @@ from tenantferry.moves.identity import check_same_source
 from tenantferry.moves.move import Move
 from tenantferry.moves.sessions import exclusive_step, open_source
 from tenantferry.reverse.removal import drop_positions
+from tenantferry.reverse.slot import drop_reverse_slot
 from tenantferry.schema.publication import drop_publication
 from tenantferry.schema.removal import remove_tenant_role
 from tenantferry.traffic.fence import Fence, lower_fence, plan_fence
@@ -98,6 +99,9 @@ def abort(move: Move, *, on_step: OnStep | None = None) -> AbortSummary:
             raise _unfinished(move, failure)
         _finish(move, target, rows=rows)
         tell("forgotten")
+    # An attempt to move its clients has made it, which was undone then.
+    drop_reverse_slot(move.target)
+    tell("reverse slot")
     return AbortSummary(rows, tables, role_kept or "")
 
 

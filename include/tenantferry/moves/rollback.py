@@ -31,6 +31,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+import psycopg2
 from psycopg2.extensions import connection
 
 from tenantferry.control.direction import Direction
@@ -54,6 +55,7 @@ from tenantferry.moves.rollback_readiness import (
 from tenantferry.moves.sessions import exclusive_step, open_source
 from tenantferry.reverse.marker import emit_grace_over
 from tenantferry.reverse.positions import close_position
+from tenantferry.reverse.slot import drop_reverse_slot
 from tenantferry.schema.sequences import carry_sequences_back
 from tenantferry.stream.marker import emit_marker
 from tenantferry.traffic.fence import check_fenced, lower_fence
@@ -124,6 +126,7 @@ def _complete(move: Move, target: connection, phase: Phase) -> RollbackSummary:
         )
     if recorded.probed_at is None:
         _look(move)
+    _give_up_reverse(move)
     return _summarize(recorded)
 
 
@@ -133,6 +136,14 @@ def _look(move: Move) -> None:
         probe(move)
     except TenantferryError as failure:
         logger.warning("tenant=%s is back, but: %s", move.tenant.key, failure)
+
+
+def _give_up_reverse(move: Move) -> None:
+    """Drop what no tenant can go back by any more. If that fails, whoever comes next does it."""
+    try:
+        drop_reverse_slot(move.target)
+    except (TenantferryError, psycopg2.Error) as failure:
+        logger.warning("the slot of the reverse streams is left: %s", failure)
 
 
 def _hand_back(move: Move, target: connection, on_step: OnStep) -> None:

@@ -39,6 +39,8 @@ _SLOT = resources.files("tenantferry.reverse").joinpath("slot.sql").read_text("u
 _LOCK = "SELECT pg_advisory_lock(hashtextextended('tenantferry reverse slot', 0))"
 _UNLOCK = _LOCK.replace("advisory_lock", "advisory_unlock")
 _LOCK_TIMEOUT = "60s"
+# A cutover makes sure of the slot before it begins: its tenant still is validated then.
+_ABOUT_TO_NEED_IT = [Phase.VALIDATED, Phase.CUTTING_OVER, Phase.ROLLING_BACK]
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +283,6 @@ def _is_needed(session: connection) -> bool:
     with session.cursor() as cursor:
         cursor.execute(
             "SELECT EXISTS (SELECT FROM tenantferry.tenants WHERE phase = ANY (%s))",
-            ([Phase.CUTTING_OVER, Phase.ROLLING_BACK],),
+            (_ABOUT_TO_NEED_IT,),
         )
         return cursor.fetchone() == (True,)
