@@ -25,6 +25,7 @@ from tenantferry.control.registry import ensure_registered
 from tenantferry.errors import PermanentError, TenantferryError, TransientError
 from tenantferry.local.accounts import free_port
 from tenantferry.local.postgres import PostgresServer
+from tenantferry.moves import abort as abort_module
 from tenantferry.moves.abort import abort
 from tenantferry.moves.backfill import backfill
 from tenantferry.moves.cutover import cutover
@@ -36,6 +37,7 @@ from tenantferry.reverse.positions import begin_position
 from tenantferry.reverse.slot import drop_reverse_slot, ensure_reverse
 from tenantferry.schema.roles import ensure_tenant_role, read_role_settings
 from tenantferry.schema.sequences import ensure_tenant_sequences
+from tenantferry.traffic import settlement
 from tenantferry.traffic.fence import plan_fence, raise_fence
 from traffic_clients import Writers
 
@@ -521,6 +523,35 @@ def test_abort_keeps_the_reverse_slot_of_a_tenant_that_can_go_back(
     assert left(stage) == {"target reverse slot": 1, "target publications": 1}
     rows(stage.target, "DELETE FROM tenantferry.graces")
     assert drop_reverse_slot(stage.move.target)
+
+
+def test_abort_says_what_it_waits_for_when_somebody_holds_the_tenants_row(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(abort_module, "_LOCK_TIMEOUT", "200ms")
+    with closing(open_connection(stage.move.target, purpose="hung")) as hung:
+        rows(hung, "SELECT FROM tenantferry.tenants FOR UPDATE")
+
+        with pytest.raises(TransientError, match="could not announce"):
+            abort(stage.move)
+
+    assert stage.phase() == Phase.VALIDATED
+
+
+def test_settling_says_what_it_waits_for_when_somebody_holds_the_attempt(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settlement, "_LOCK_TIMEOUT", "200ms")
+    run_and_kill(LOST_SCRIPT, stage.move, "fenced")
+    with closing(open_connection(stage.move.target, purpose="hung")) as hung:
+        rows(hung, "SELECT FROM tenantferry.write_pauses FOR UPDATE")
+
+        with pytest.raises(TransientError, match="could not settle") as caught:
+            validate(stage.move)
+
+    assert "write_pauses" in caught.value.detail
+    abort(stage.move)
+    assert left(stage) == {}
 
 
 def test_abort_lowers_a_fence_that_an_undone_cutover_left_up(stage: Stage) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from tenantferry.connections import (
     open_connection,
 )
 from tenantferry.control.direction import Direction
+from tenantferry.control.graces import Grace
 from tenantferry.control.phases import IllegalPhaseError, Phase
 from tenantferry.errors import PermanentError, TransientError
 from tenantferry.local.accounts import free_port
 from tenantferry.local.postgres import PostgresServer
 from tenantferry.lsn import parse_lsn
+from tenantferry.moves import sessions
 from tenantferry.moves.archiving import ArchiveSummary, archive_source, verify_archive
 from tenantferry.moves.cutover import cutover
 from tenantferry.moves.retire import (
@@ -36,6 +39,7 @@ from tenantferry.moves.retire import (
     find_retirable,
     lock_source,
 )
+from tenantferry.reverse.positions import begin_position
 from tenantferry.stream.handshake import wait_for_position
 from tenantferry.traffic.fence import ForeignSessionError, plan_fence, raise_fence
 
@@ -404,6 +408,23 @@ def test_a_session_that_was_let_in_is_found_before_the_dump_also_behind_a_mended
         with pytest.raises(ForeignSessionError, match="through the fence"):
             over.archive()
         assert not over.dump.exists()
+
+
+def test_a_reverse_stream_that_hangs_is_not_waited_for_without_a_word(
+    over: Retiring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "_SOURCE_LOCK_TIMEOUT", "200ms")
+    over.begin()
+    now = datetime.now(UTC)
+    with closing(open_connection(over.stage.move.source, purpose="reverse acme")) as hung:
+        begin_position(hung, Grace(1, "acme", 1, 1, now, now, None, None))
+        hung.commit()
+        rows(hung, "SELECT FROM tenantferry.reverse_positions FOR UPDATE")
+
+        with pytest.raises(TransientError, match="could not get a lock on the source") as caught:
+            over.archive()
+
+    assert "reverse_positions" in caught.value.detail
 
 
 def test_whoever_passes_the_fence_after_the_dump_keeps_the_source_open_until_it_is_dumped_again(

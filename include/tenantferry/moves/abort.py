@@ -15,6 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 import psycopg2
+from psycopg2 import errors
 from psycopg2.extensions import connection
 
 from tenantferry.backfill.clearing import end_leftover_sessions, forget_attempt
@@ -45,6 +46,9 @@ logger = logging.getLogger(__name__)
 
 # These settle themselves, or are settled, before anybody can say where the tenant stands.
 _MOVING_CLIENTS = frozenset({Phase.CUTTING_OVER, Phase.ROLLING_BACK})
+
+# Nobody holds a tenant's row for longer than a decision takes.
+_LOCK_TIMEOUT = "10s"
 
 OnStep = Callable[[str], None]
 
@@ -107,9 +111,17 @@ def abort(move: Move, *, on_step: OnStep | None = None) -> AbortSummary:
 
 def _announce(move: Move) -> None:
     """Let no other step go on, also one that runs now: it cannot record where it got to."""
-    purpose = f"abort {move.tenant.key}"
-    with closing(open_connection(move.target, purpose=purpose)) as target:
-        _begin(move, target, may_wait=True)
+    purpose, settings = f"abort {move.tenant.key}", {"lock_timeout": _LOCK_TIMEOUT}
+    with closing(open_connection(move.target, purpose=purpose, settings=settings)) as target:
+        try:
+            _begin(move, target, may_wait=True)
+        except errors.LockNotAvailable:
+            raise TransientError(
+                f'could not announce that tenant "{move.tenant.key}" is aborted',
+                detail=f"Somebody has held its row of tenantferry.tenants for {_LOCK_TIMEOUT}.",
+                hint="A transaction of another step, or of a person: see pg_stat_activity of the"
+                " target. The retry waits again.",
+            ) from None
 
 
 def _begin(move: Move, target: connection, *, may_wait: bool = False) -> None:

@@ -37,7 +37,6 @@ from tenantferry.traffic.settlement import STEP_NAMES, settle, undo_without_targ
 
 logger = logging.getLogger(__name__)
 
-_SETTLE_SETTINGS = {"lock_timeout": "5s"}
 # A stream that holds is released by nobody before the decision.
 _LEASE_MARGIN_SECONDS = 60.0
 
@@ -203,9 +202,7 @@ class Pause:
             # Its transaction may hold the row; where it is broken, the server lets the row go.
             self._target.close()
             self._source.close()
-            with closing(
-                open_connection(self._move.target, purpose="settle", settings=_SETTLE_SETTINGS)
-            ) as target:
+            with closing(open_connection(self._move.target, purpose="settle")) as target:
                 return settle(attempt, target, reason=reason)
         except TransientError:
             # The target may be gone. Nobody else can decide for it, if we had not begun to.

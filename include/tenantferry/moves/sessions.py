@@ -15,6 +15,9 @@ from tenantferry.errors import TransientError
 # cleared and that is still cleaning up behind itself.
 STEP_LOCK_TIMEOUT_SECONDS = 60
 
+# On a source: longer than any lock of ours is held there, and than its clients should queue behind.
+_SOURCE_LOCK_TIMEOUT = "30s"
+
 _LOCK = "SELECT pg_advisory_lock(hashtextextended('tenantferry step ' || %s, 0))"
 
 
@@ -24,9 +27,26 @@ class StepBusyError(TransientError):
 
 @contextmanager
 def open_source(params: ConnectionParams, *, purpose: str) -> Iterator[connection]:
-    """Open a session on the source in autocommit, and close it at the end."""
-    with closing(open_connection(params, purpose=purpose, autocommit=True)) as source:
-        yield source
+    """
+    Open a session on the source in autocommit, and close it at the end.
+
+    :raises TransientError: if one of its statements waits too long for a lock.
+    """
+    settings = {"lock_timeout": _SOURCE_LOCK_TIMEOUT}
+    with closing(
+        open_connection(params, purpose=purpose, autocommit=True, settings=settings)
+    ) as source:
+        try:
+            yield source
+        except errors.LockNotAvailable as error:
+            if error.cursor is None or error.cursor.connection is not source:
+                raise
+            raise TransientError(
+                f"could not get a lock on the source within {_SOURCE_LOCK_TIMEOUT}",
+                detail=f"It was waited for {' '.join((error.diag.context or '').split())}.",
+                hint="See pg_stat_activity of the source for a transaction that does not end, ours"
+                " included; end it. The retry waits again.",
+            ) from None
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 
 import psycopg2
@@ -56,6 +56,8 @@ _END_SESSION = (
     "SELECT pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity"
     " WHERE pid = %s AND usename = current_user AND application_name = %s"
 )
+# Whoever has the row of an attempt is settling it, or is dead: the caller tries again.
+_LOCK_TIMEOUT = "5s"
 _END_TIMEOUT_SECONDS = 5.0
 _RECHECK_SECONDS = 0.02
 
@@ -95,20 +97,38 @@ def settle(attempt: Attempt, target: connection, *, reason: str) -> bool:
 
     :param target: session outside a transaction.
     :return: whether the tenant belongs to the side that the attempt goes to.
-    :raises TransientError: if something could not be brought to its end; call it again.
+    :raises TransientError: if something could not be brought to its end, or somebody else is just
+        about that; call it again.
     """
     try:
-        with target:
+        with _bounded(target):
             is_undone = claim_undo(target, attempt.id, reason=reason)
         if is_undone:
             _undo(attempt, target, reason)
         else:
             _finish(attempt, target)
+    except psycopg2.errors.LockNotAvailable as error:
+        raise TransientError(
+            f"could not settle {attempt.name}",
+            detail=f"Another session has held its record for more than {_LOCK_TIMEOUT}:"
+            f" {' '.join((error.diag.context or '').split())}.",
+            hint="Its guard, or another task, may be settling it just now; it shows in"
+            " pg_stat_activity of the target. The next try waits again.",
+        ) from None
     except psycopg2.Error as error:
         raise TransientError(
             f"could not settle {attempt.name}", detail=" ".join(str(error).split())
         ) from None
     return not is_undone
+
+
+@contextmanager
+def _bounded(target: connection) -> Iterator[None]:
+    """Open a transaction that waits for no lock for long, and commit it."""
+    with target:
+        with target.cursor() as cursor:
+            cursor.execute("SELECT set_config('lock_timeout', %s, true)", (_LOCK_TIMEOUT,))
+        yield
 
 
 def undo_without_target(attempt: Attempt, fence: Fence) -> None:
@@ -176,7 +196,7 @@ def _release_source(attempt: Attempt, grace: Grace | None) -> None:
 def _undo(attempt: Attempt, target: connection, reason: str) -> None:
     if attempt.direction is Direction.REVERSE:
         _let_role_in(attempt, target)
-    with target:
+    with _bounded(target):
         recorded = lock_pause(target, attempt.id)
         attempt = replace(attempt, source_pid=recorded.source_pid)
         fence = Fence.from_json(recorded.fence) if recorded.fence else None
@@ -202,14 +222,14 @@ def _may_undo(target: connection, recorded: WritePause) -> bool:
 
 def _let_role_in(attempt: Attempt, target: connection) -> None:
     """Give the tenant's role its login back, durable before anybody is resumed."""
-    with target:
+    with _bounded(target):
         recorded = lock_pause(target, attempt.id)
         if recorded.fence and _may_undo(target, recorded):
             lower_role_fence(target, RoleFence.from_json(recorded.fence["role"]))
 
 
 def _finish(attempt: Attempt, target: connection) -> None:
-    with target:
+    with _bounded(target):
         recorded = lock_pause(target, attempt.id)
         is_resumed = PauseStep.RESUMED in recorded.reached
         if not is_resumed and attempt.direction is Direction.REVERSE:
