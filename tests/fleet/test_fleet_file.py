@@ -49,6 +49,16 @@ def test_load_fleet_merges_defaults_into_each_tenant(tmp_path: Path) -> None:
     assert globex.kind_of("public", "orders") is TableKind.TENANT
 
 
+def test_load_fleet_merges_limits_of_the_throttle(tmp_path: Path) -> None:
+    limits = "  throttle: {replica_lag_seconds: null, ignored_standbys: [delayed]}\ntenants:"
+    text = GOOD.replace("tenants:", limits) + ACME + "    throttle: {query_latency_ms: 200}\n"
+
+    throttle = load_fleet(write(tmp_path, text + GLOBEX)).tenants["acme"].throttle
+
+    assert (throttle.replica_lag_seconds, throttle.query_latency_ms) == (None, 200.0)
+    assert throttle.ignored_standbys == {"delayed"}
+
+
 def test_load_fleet_resolves_alias_files_from_its_own_folder(tmp_path: Path) -> None:
     fleet = load_fleet(write(tmp_path, GOOD + ACME))
 

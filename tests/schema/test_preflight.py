@@ -7,6 +7,7 @@ from psycopg2.extensions import connection
 
 from tenantferry.connections import ConnectionParams
 from tenantferry.fleet import TableKind, Tenant
+from tenantferry.fleet.declaration import ThrottleLimits
 from tenantferry.local.postgres import PostgresServer
 from tenantferry.schema.findings import Finding, Verdict
 from tenantferry.schema.preflight import run_preflight
@@ -343,6 +344,22 @@ def test_run_preflight_keeps_a_tenant_in_its_region(
     findings = run_preflight(source, target, tenant, target_regions=regions)
 
     assert (("region", "acme") in _by(findings, Verdict.ERROR)) is blocked
+
+
+@pytest.mark.parametrize("limit", [10.0, None], ids=["limit", "no limit"])
+def test_run_preflight_warns_where_the_throttle_cannot_see_standbys_of_the_target(
+    simple: Tenant, find: Find, target_server: PostgresServer, limit: float | None
+) -> None:
+    throttle = ThrottleLimits(replica_lag_seconds=limit)
+    tenant = simple.model_copy(update={"throttle": throttle})
+    target_server.psql("-c", "REVOKE pg_monitor FROM tenantferry")
+    try:
+        findings = find(tenant)
+    finally:
+        target_server.psql("-c", "GRANT pg_monitor TO tenantferry")
+
+    assert _by(findings, Verdict.ERROR) == set()
+    assert (("throttle", "target") in _by(findings, Verdict.WARNING)) is (limit is not None)
 
 
 def test_run_preflight_finds_missing_privileges_in_the_target(

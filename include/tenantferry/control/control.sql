@@ -83,11 +83,15 @@ CREATE TABLE IF NOT EXISTS tenantferry.streams (
     copy_again         boolean NOT NULL DEFAULT false,  -- only a new backfill helps
     repairable         boolean NOT NULL DEFAULT false,  -- or to copy again what differs
     touched_since      pg_lsn,              -- from this P on what is written stands in touched
+    throttled_by       text,                -- what slows down the copy or the stream ...
+    throttled_at       timestamptz,         -- ... as last seen then; it is over soon after
     PRIMARY KEY (tenant, direction)
 );
 ALTER TABLE tenantferry.streams ADD COLUMN IF NOT EXISTS source_position pg_lsn;
 ALTER TABLE tenantferry.streams ADD COLUMN IF NOT EXISTS repairable boolean NOT NULL DEFAULT false;
 ALTER TABLE tenantferry.streams ADD COLUMN IF NOT EXISTS touched_since pg_lsn;
+ALTER TABLE tenantferry.streams ADD COLUMN IF NOT EXISTS throttled_by text;
+ALTER TABLE tenantferry.streams ADD COLUMN IF NOT EXISTS throttled_at timestamptz;
 
 -- The rows that the forward stream has written since they were compared: a cutover compares these
 -- once more. Each row is written in the transaction of the rows that it tells of.
@@ -213,7 +217,10 @@ SELECT
     s.lag_measured_at,
     coalesce(e.rounds, 0) AS rounds,
     e.snapshot_seconds,             -- age of the snapshot that is held now
-    e.longest_snapshot_seconds
+    e.longest_snapshot_seconds,
+    -- Written every second for as long as it is so, also by a process that dies of it.
+    CASE WHEN s.throttled_at > clock_timestamp() - interval '15 seconds' THEN s.throttled_by END
+        AS throttled_by
 FROM tenantferry.tenants AS t
 LEFT JOIN (
     SELECT tenant,

@@ -85,6 +85,20 @@ def name_dag(tenant: str) -> str:
     return f"migrate_{tenant}"
 
 
+class ThrottleLimits(Declared):
+    """
+    Above these limits the copy and the stream of a tenant wait. ``None``: no limit.
+
+    :ivar replica_lag_seconds: of any physical standby of the source or of the target.
+    :ivar query_latency_ms: average of all queries through the router's instances.
+    :ivar ignored_standbys: ``application_name`` of standbys that may lag, e.g. a delayed one.
+    """
+
+    replica_lag_seconds: PositiveFloat | None = 10.0
+    query_latency_ms: PositiveFloat | None = None
+    ignored_standbys: frozenset[Name] = frozenset()
+
+
 class Settings(Declared):
     """
     How a tenant is moved. ``defaults`` of the fleet file sets it for all, a tenant for itself.
@@ -104,6 +118,7 @@ class Settings(Declared):
     :ivar validation_max_age_seconds: an older validation is repeated before the cutover.
     :ivar recheck_seconds: a cutover undoes itself where comparing what was written last, while
         clients wait, takes longer.
+    :ivar throttle: when the copy and the stream slow down.
     :ivar stream_pool: Airflow pool of the long-running stream tasks.
     :ivar grace_hours: after its cutover the tenant can go back for so long, and is not retired.
     :ivar criticality: waves move the less critical first.
@@ -125,6 +140,7 @@ class Settings(Declared):
     slot_timeout_seconds: PositiveFloat = 300.0
     validation_max_age_seconds: PositiveFloat = 3600.0
     recheck_seconds: PositiveFloat = 1.0
+    throttle: ThrottleLimits = ThrottleLimits()
     stream_pool: Name = "tenantferry_streams"
     grace_hours: PositiveFloat = 168.0
     criticality: Criticality = Criticality.NORMAL

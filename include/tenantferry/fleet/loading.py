@@ -160,8 +160,9 @@ def _parse_tenant(
 
 def _merge(defaults: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
     merged = {**defaults, **fields}
-    if isinstance(defaults.get("tables"), dict) and isinstance(fields.get("tables"), dict):
-        merged["tables"] = {**defaults["tables"], **fields["tables"]}
+    for name in ("tables", "throttle"):
+        if isinstance(defaults.get(name), dict) and isinstance(fields.get(name), dict):
+            merged[name] = {**defaults[name], **fields[name]}
     return merged
 
 

@@ -22,7 +22,7 @@ from tenantferry.schema.retrofit import expected_tables, plan_retrofit
 from tenantferry.schema.roles import read_role_settings
 from tenantferry.schema.sequences import check_sequences
 from tenantferry.schema.source_checks import SOURCE_CHECKS
-from tenantferry.schema.target_checks import TARGET_CHECKS, check_region
+from tenantferry.schema.target_checks import TARGET_CHECKS, check_region, check_throttle
 
 # Before the copy began no row of the tenant can be in the target.
 _BEFORE_COPY = frozenset({None, Phase.REGISTERED, Phase.PREPARED})
@@ -71,6 +71,7 @@ def run_preflight(
         groups["sequences"] = list(check_sequences(source, tenant))
         groups["drift"] = list(plan_retrofit(theirs, ours, tenant).drift)
         groups["region"] = list(check_region(tenant, target_regions))
+        groups["throttle"] = list(check_throttle(target_facts, tenant))
         groups["tenant"] = list(_check_presence(target, tenant, ours, target_facts))
     return _sort(groups)
 

@@ -96,6 +96,14 @@ def check_extensions(facts: Facts, _source: Facts) -> Iterator[Finding]:
             yield error("extension", name, "Only a superuser can create it.", hint)
 
 
+def check_throttle(facts: Facts, tenant: Tenant) -> Iterator[Finding]:
+    """Check that the throttle can see what it limits; on the source the fence needs that too."""
+    if tenant.throttle.replica_lag_seconds is not None and not facts["sees_standbys"]:
+        detail = "The migration role cannot see standbys: their lag does not slow down the move."
+        hint = "GRANT pg_monitor TO it, or set throttle: {replica_lag_seconds: null}."
+        yield warning("throttle", "target", detail, hint)
+
+
 def check_region(tenant: Tenant, regions: Collection[str]) -> Iterator[Finding]:
     """Check that the target may hold the tenant."""
     if regions and tenant.region not in regions:

@@ -24,6 +24,7 @@ SELECT pg_catalog.jsonb_build_object(
         WHERE s.slot_name <> 'tenantferry_reverse'),
     'replication', r.rolreplication OR r.rolsuper,
     'bypassrls', r.rolbypassrls OR r.rolsuper,
+    'sees_standbys', pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE'),
     'createrole', r.rolcreaterole OR r.rolsuper,
     'create', pg_catalog.has_database_privilege(current_database(), 'CREATE'),
     'replica_role', pg_catalog.has_parameter_privilege('session_replication_role', 'SET'),
