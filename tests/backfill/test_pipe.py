@@ -133,6 +133,52 @@ def test_copy_between_ends_soon_when_it_is_told_to_stop(
     assert time.monotonic() - started < 20
 
 
+def test_copy_between_reads_nothing_until_it_may(reader: connection, loader: connection) -> None:
+    answers = [False, False, True]
+    sizes: list[int] = []
+    sizes_then: list[int] = []
+
+    def may_go() -> bool:
+        sizes_then.append(len(sizes))
+        return answers.pop(0) if answers else True
+
+    copy_between(
+        reader,
+        loader,
+        copy_out=sql.SQL("COPY (SELECT 1::bigint) TO STDOUT (FORMAT binary)").format(),
+        copy_in=COPY_IN,
+        stop=threading.Event(),
+        is_refused=lambda: False,
+        count_bytes=sizes.append,
+        may_go=may_go,
+    )
+
+    assert sizes_then[:3] == [0, 0, 0]
+    assert len(sizes_then) == len(sizes) + 2
+
+
+def test_copy_between_ends_soon_when_it_is_told_to_stop_while_it_may_not_go_on(
+    reader: connection, loader: connection
+) -> None:
+    stop = threading.Event()
+    timer = threading.Timer(0.3, stop.set)
+    timer.start()
+
+    with pytest.raises(CopyStoppedError):
+        copy_between(
+            reader,
+            loader,
+            copy_out=sql.SQL("COPY (SELECT 1::bigint) TO STDOUT (FORMAT binary)").format(),
+            copy_in=COPY_IN,
+            stop=stop,
+            is_refused=lambda: False,
+            count_bytes=lambda _: None,
+            may_go=lambda: False,
+        )
+
+    timer.join()
+
+
 def test_copy_between_moves_a_row_larger_than_its_buffers(
     reader: connection, loader: connection, target: connection
 ) -> None:

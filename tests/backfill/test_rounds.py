@@ -20,6 +20,8 @@ from tenantferry.errors import TransientError
 from tenantferry.stream.applier import Applier
 from tenantferry.stream.progress import TargetProgress
 from tenantferry.stream.running import run_stream
+from tenantferry.throttle import throttle as throttle_module
+from tenantferry.throttle.throttle import Throttle
 
 TOAST = "repeat(md5(id::text), 200)"
 
@@ -205,6 +207,21 @@ def test_run_backfill_holds_no_snapshot_for_longer_than_its_budget_and_a_chunk(
     )
     assert (rounds, held) == (result.rounds, None)
     assert longest == pytest.approx(result.longest_snapshot_seconds)
+
+
+def test_run_backfill_holds_no_snapshot_for_longer_while_it_is_slowed_down(
+    items: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in ("STALE_SECONDS", "LONGEST_WAIT_SECONDS"):
+        monkeypatch.setattr(throttle_module, limit, 600.0)
+    throttle = Throttle()
+    throttle.see("test")
+
+    result = items.run_backfill(throttle=throttle, round_budget_seconds=0.3, backfill_workers=1)
+
+    assert result.rounds == 3
+    assert 0.3 < result.longest_snapshot_seconds < 30
+    items.finish()
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from tenantferry.schema.catalog import read_tables
 from tenantferry.schema.model import Table
 from tenantferry.schema.publication import ensure_publication
 from tenantferry.stream.catching_up import catch_up
+from tenantferry.throttle.throttle import UNTHROTTLED, Throttle
 
 Statements = Sequence[str]
 _NOTHING: Statements = ()
@@ -155,7 +156,11 @@ class Rounds:
             step(backfill, self.source, target)
 
     def run_backfill(
-        self, *, catch_up: Callable[[int], object] | None = None, **changes: object
+        self,
+        *,
+        catch_up: Callable[[int], object] | None = None,
+        throttle: Throttle = UNTHROTTLED,
+        **changes: object,
     ) -> BackfillResult:
         """Run the whole backfill; keyword arguments change the tenant."""
         return run_backfill(
@@ -165,6 +170,7 @@ class Rounds:
             self.tables(),
             catch_up=catch_up or self.catch_up_to,
             report=self.reports.append,
+            throttle=throttle,
         )
 
     def finish(self) -> None:

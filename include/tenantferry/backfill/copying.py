@@ -22,6 +22,7 @@ from tenantferry.control.chunks import mark_chunk_done
 from tenantferry.errors import TenantferryError, TransientError
 from tenantferry.schema.model import Table
 from tenantferry.schema.own_rows import own_rows
+from tenantferry.throttle.throttle import UNTHROTTLED, Throttle
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class CopyJob:
 
     :ivar purpose: of their sessions; names the tenant.
     :ivar files: identity of each table's heap before the snapshot, see `read_heap_files`.
+    :ivar throttle: slows down the workers.
     """
 
     source: ConnectionParams
@@ -69,6 +71,7 @@ class CopyJob:
     snapshot: Snapshot
     tables: dict[tuple[str, str], Table]
     files: HeapFiles
+    throttle: Throttle = UNTHROTTLED
 
 
 def copy_chunk(
@@ -80,11 +83,12 @@ def copy_chunk(
     stop: threading.Event,
     is_refused: Callable[[], bool],
     count_bytes: Callable[[int], None],
+    may_go: Callable[[], bool] = lambda: True,
 ) -> int:
     """
     Copy one chunk and mark it done, in one transaction of the target; commits it.
 
-    :param is_refused: see `copy_between`.
+    :param is_refused: see `copy_between`, also of *may_go*.
     :param source: session outside a transaction. Each chunk is a transaction of its own, so that
         no lock on the application's tables outlives a chunk.
     :return: rows.
@@ -102,8 +106,9 @@ def copy_chunk(
         with target:
             import_snapshot(source, job.snapshot)
             rows = _copy_rows(
-                job, chunk, source, target, stop=stop, is_refused=is_refused, count_bytes=count
-            )
+                job, chunk, source, target, stop=stop, is_refused=is_refused, count_bytes=count,
+                may_go=may_go,
+            )  # fmt: skip
             _check_heap_file(job, table, source)
             source.rollback()
             _mark_done(job, chunk, target, rows, sum(sizes))
@@ -171,6 +176,7 @@ def _copy_rows(
     stop: threading.Event,
     is_refused: Callable[[], bool],
     count_bytes: Callable[[int], None],
+    may_go: Callable[[], bool],
 ) -> int:
     table = job.tables[chunk.schema, chunk.table]
     read, written = copy_between(
@@ -181,6 +187,7 @@ def _copy_rows(
         stop=stop,
         is_refused=is_refused,
         count_bytes=count_bytes,
+        may_go=may_go,
     )
     if read != written:
         raise TransientError(

@@ -23,6 +23,7 @@ from psycopg2.extensions import connection
 
 BUFFER_BYTES = 1 << 20
 LOOK_SECONDS = 1.0
+ASK_AGAIN_SECONDS = 0.1
 
 
 class CopyStoppedError(Exception):
@@ -50,6 +51,7 @@ def copy_between(
     stop: threading.Event,
     is_refused: Callable[[], bool],
     count_bytes: Callable[[int], None],
+    may_go: Callable[[], bool] = lambda: True,
 ) -> tuple[int, int]:
     """
     Run two COPY statements as one.
@@ -60,6 +62,7 @@ def copy_between(
     :param is_refused: called every second; whether the target has given up already, which
         libpq tells only after the last row.
     :param count_bytes: called with the size of each piece.
+    :param may_go: asked before each piece, again and again until it may be read.
     :return: rows read and rows written. The caller compares them.
     :raises SourceFailedError: if the source failed first.
     :raises CopyStoppedError: if *stop* was set.
@@ -70,7 +73,10 @@ def copy_between(
     outcome = _Source()
     reader = threading.Thread(target=outcome.run, args=(source, copy_out, write_end), daemon=True)
     with FileIO(read_end, "r") as piece_source, target.cursor() as cursor:
-        pieces = _Pieces(piece_source, outcome, stop, is_refused, count_bytes)
+        pieces = _Pieces(
+            piece_source, outcome, stop,
+            is_refused=is_refused, count_bytes=count_bytes, may_go=may_go,
+        )  # fmt: skip
         reader.start()
         try:
             cursor.copy_expert(copy_in, pieces, size=BUFFER_BYTES)
@@ -129,15 +135,20 @@ class _Pieces:
         file: FileIO,
         outcome: _Source,
         stop: threading.Event,
+        *,
         is_refused: Callable[[], bool],
         count_bytes: Callable[[int], None],
+        may_go: Callable[[], bool],
     ) -> None:
-        self._file, self._outcome = file, outcome
+        self._file, self._outcome, self._may_go = file, outcome, may_go
         self._stop, self._is_refused, self._count_bytes = stop, is_refused, count_bytes
         self._next_look = time.monotonic() + LOOK_SECONDS
 
     def read(self, size: int = BUFFER_BYTES, /) -> bytes:
         self._look()
+        while not self._may_go():
+            self._stop.wait(ASK_AGAIN_SECONDS)
+            self._look()
         # A source may take long to send its first row.
         while not select.select([self._file], [], [], LOOK_SECONDS)[0]:
             self._look()

@@ -45,6 +45,7 @@ from tenantferry.errors import TransientError
 from tenantferry.fleet import Tenant
 from tenantferry.lsn import format_lsn, parse_lsn
 from tenantferry.schema.model import Table
+from tenantferry.throttle.throttle import UNTHROTTLED, Throttle
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class Backfill:
         exactly there.
     :ivar report: called with the progress, at most once a second.
     :ivar pace: says how much a round may copy.
+    :ivar throttle: slows down the workers.
     """
 
     source: ConnectionParams
@@ -73,6 +75,7 @@ class Backfill:
     catch_up: Callable[[int], object]
     report: Callable[[BackfillProgress], None]
     pace: Pace
+    throttle: Throttle = UNTHROTTLED
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +218,7 @@ def _copy(backfill: Backfill, target: connection, begun: _Round, chunks: Sequenc
         snapshot=begun.snapshot,
         tables={table.qualified: table for table in backfill.tables},
         files=begun.files,
+        throttle=backfill.throttle,
     )
     copy_chunks(
         job,

@@ -32,6 +32,7 @@ from tenantferry.control.streams import mark_copy_again
 from tenantferry.errors import CopyAgainError, TransientError
 from tenantferry.fleet import Tenant
 from tenantferry.schema.model import Table
+from tenantferry.throttle.throttle import UNTHROTTLED, Throttle
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ def run_backfill(
     *,
     catch_up: Callable[[int], object],
     report: Callable[[BackfillProgress], None],
+    throttle: Throttle = UNTHROTTLED,
 ) -> BackfillResult:
     """
     Copy the tenant's rows, unless that is done and the slot holds all that came after.
@@ -58,11 +60,14 @@ def run_backfill(
     :param catch_up: apply what was committed before an LSN to the copied chunks, so that P is
         exactly there: `tenantferry.stream.catching_up.catch_up`.
     :param report: called with the progress, at most once a second.
+    :param throttle: slows down the workers.
     :raises TransientError: if a retry may help; it goes on where this ended.
     :raises PermanentError: if the source cannot have a slot, or a row cannot be written.
     """
     pace = Pace(tenant.round_budget_seconds)
-    backfill = Backfill(source_params, target_params, tenant, tables, catch_up, report, pace)
+    backfill = Backfill(
+        source_params, target_params, tenant, tables, catch_up, report, pace, throttle
+    )
     try:
         return _run(backfill)
     except psycopg2.Error as error:

@@ -16,7 +16,7 @@ from psycopg2.extensions import connection
 from tenantferry.backfill.chunk import TEXT_SETTINGS, Chunk
 from tenantferry.backfill.copying import LOAD_SETTINGS, CopyJob, copy_chunk
 from tenantferry.backfill.pace import Allowance
-from tenantferry.backfill.pipe import CopyStoppedError
+from tenantferry.backfill.pipe import ASK_AGAIN_SECONDS, CopyStoppedError
 from tenantferry.backfill.progress import ProgressMeter
 from tenantferry.connections import ConnectionParams, open_connection
 
@@ -177,7 +177,12 @@ class _Pool:
 
     def _copy_pending(self, source: connection, target: connection) -> None:
         copied = 0
+        # A round is not held open by it: beyond the deadline the last chunks are copied at once.
+        turns = self._job.throttle.turns(until=self._deadline)
         while not self._stop.is_set():
+            if not turns.may_go():
+                self._stop.wait(ASK_AGAIN_SECONDS)
+                continue
             if copied >= self._least_chunks and time.monotonic() >= self._deadline:
                 return
             try:
@@ -192,6 +197,7 @@ class _Pool:
                 stop=self._stop,
                 is_refused=lambda: self._is_refused(target.info.backend_pid),
                 count_bytes=self._count_bytes,
+                may_go=turns.may_go,
             )
             copied += 1
             self._results.put(_Done(chunk, rows))

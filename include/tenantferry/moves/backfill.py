@@ -18,6 +18,7 @@ from tenantferry.errors import PermanentError
 from tenantferry.moves.former import settle_former
 from tenantferry.moves.move import Move
 from tenantferry.moves.sessions import exclusive_step, open_source
+from tenantferry.moves.throttling import throttled
 from tenantferry.schema.catalog import read_tables
 from tenantferry.schema.model import Table
 from tenantferry.stream.catching_up import catch_up
@@ -94,14 +95,16 @@ def copy_in_step(
     :param target: the step's session, outside a transaction; this commits the phase.
     """
     tenant = move.tenant
-    finished = run_backfill(
-        move.source,
-        move.target,
-        tenant,
-        tables,
-        catch_up=partial(catch_up, move.source, move.target, tenant, tables),
-        report=report or _log_progress,
-    )
+    with throttled(move) as throttle:
+        finished = run_backfill(
+            move.source,
+            move.target,
+            tenant,
+            tables,
+            catch_up=partial(catch_up, move.source, move.target, tenant, tables),
+            report=report or _log_progress,
+            throttle=throttle,
+        )
     with target:
         change_phase(
             target,

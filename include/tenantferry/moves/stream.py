@@ -17,6 +17,7 @@ from tenantferry.control.streams import StreamRecord, mark_copy_again, read_stre
 from tenantferry.errors import CopyAgainError, TransientError
 from tenantferry.moves.move import Move
 from tenantferry.moves.sessions import open_source
+from tenantferry.moves.throttling import throttled
 from tenantferry.schema.catalog import read_tables
 from tenantferry.stream.running import StreamResult, run_stream
 
@@ -51,7 +52,10 @@ def stream(move: Move, *, stop: threading.Event) -> StreamResult:
     with open_source(move.source, purpose=f"stream step {tenant.key}") as source:
         tables = read_tables(source, tenant)
     try:
-        return run_stream(move.source, move.target, tenant, tables, stop=stop)
+        with throttled(move) as throttle:
+            return run_stream(
+                move.source, move.target, tenant, tables, stop=stop, throttle=throttle
+            )
     except (CopyAgainError, TransientError) as failure:
         finished = _look_again(move, is_lost=isinstance(failure, CopyAgainError))
         if finished is None:

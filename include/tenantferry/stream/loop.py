@@ -4,11 +4,12 @@ The life of a stream: read, hand over, obey, report.
 One thread waits for everything: changes of the source, results of the applier, commands. What it
 may read at a moment follows from the order it was given:
 
-* ``run``: everything;
+* ``run``: everything; where the throttle makes a batch wait, nothing beyond that batch;
 * ``hold``: nothing, but the rest of a transaction that has begun;
 * ``advance``, ``stop``: transactions with ``commit_lsn`` below the order's LSN. It is known to have
   them all when the first other one comes, or a marker; it then moves P to the LSN.
 
+The throttle has no say in any other order than ``run``: somebody waits for that, maybe clients.
 What is not read stays in the socket and on the source, so that holding costs no memory.
 """
 
@@ -24,6 +25,7 @@ from tenantferry.stream.heartbeat import Heartbeat
 from tenantferry.stream.reading import Reader
 from tenantferry.stream.walsender import Walsender
 from tenantferry.stream.worker import Worker
+from tenantferry.throttle.throttle import Turns
 
 REPORT_SECONDS = 1.0
 # An idle stream's slot is confirmed beyond P, so that it pins no log of other databases.
@@ -40,6 +42,7 @@ class Loop:
     :param position: P at the start.
     :param confirmed: LSN up to which the slot may be confirmed.
     :param byte_limit: size of a batch that is applied even if it is not complete.
+    :param turns: of the throttle: when the next batch may be applied.
     :ivar position: P, durable.
     """
 
@@ -54,6 +57,7 @@ class Loop:
         position: int,
         confirmed: int,
         byte_limit: int,
+        turns: Turns,
     ) -> None:
         self._walsender = walsender
         self._reader = reader
@@ -61,6 +65,7 @@ class Loop:
         self._answers = answers
         self._heartbeat = heartbeat
         self._byte_limit = byte_limit
+        self._turns = turns
         self._confirmed = max(position, confirmed)
         self._state = StreamState.STARTING
         self._answered_id: int | None = None
@@ -157,15 +162,23 @@ class Loop:
         self._answers.acknowledge(self._order, state)
         self._answered_id = self._order.id
 
-    def _submit(self) -> None:
+    @property
+    def _has_batch_to_apply(self) -> bool:
         reader = self._reader
         if self._worker.is_busy or reader.batch.is_empty:
+            return False
+        return not reader.in_transaction or reader.batch.size_bytes >= self._byte_limit
+
+    def _submit(self) -> None:
+        if not self._has_batch_to_apply:
             return
-        if not reader.in_transaction or reader.batch.size_bytes >= self._byte_limit:
-            self._worker.submit(reader.take_batch())
+        if self._order.command is not StreamCommand.RUN or self._turns.may_go():
+            self._worker.submit(self._reader.take_batch())
 
     def _may_read(self) -> bool:
         if self._worker.is_busy and self._reader.batch.size_bytes >= self._byte_limit:
+            return False
+        if self._has_batch_to_apply:
             return False
         command = self._order.command
         if command is StreamCommand.RUN or self._reader.in_transaction:

@@ -38,6 +38,7 @@ from tenantferry.stream.scope import forward_scope
 from tenantferry.stream.takeover import settle_origin, take_slot, take_target
 from tenantferry.stream.walsender import Walsender
 from tenantferry.stream.worker import Worker
+from tenantferry.throttle.throttle import UNTHROTTLED, Throttle
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ def run_stream(
     stop: threading.Event,
     batch_bytes: int = BATCH_BYTES,
     while_copying: bool = False,
+    throttle: Throttle = UNTHROTTLED,
 ) -> StreamResult:
     """
     Apply the source's changes to the target until told to stop, or until *stop* is set.
@@ -82,6 +84,7 @@ def run_stream(
     :param tables: those of the move, as the source describes them now.
     :param batch_bytes: about how much memory a batch may take.
     :param while_copying: write to the copied chunks of a backfill that is not done, see `catch_up`.
+    :param throttle: slows it down, unless somebody waits for a position.
     :raises TransientError: if a server was lost, or the tenant is not copied yet; the next start
         goes on.
     :raises PermanentError: if the stream cannot go on without a person: the tables have changed,
@@ -91,7 +94,7 @@ def run_stream(
         with ExitStack() as stack:
             return _stream(
                 stack, source_params, target_params, tenant, tables, stop=stop,
-                batch_bytes=batch_bytes, while_copying=while_copying,
+                batch_bytes=batch_bytes, while_copying=while_copying, throttle=throttle,
             )  # fmt: skip
     except TenantferryError as error:
         record_failure(target_params, tenant.key, str(error))
@@ -112,6 +115,7 @@ def _stream(
     stop: threading.Event,
     batch_bytes: int,
     while_copying: bool,
+    throttle: Throttle,
 ) -> StreamResult:
     purpose = f"stream {tenant.key}"
 
@@ -161,6 +165,7 @@ def _stream(
         position=record.position,
         confirmed=record.confirmed,
         byte_limit=batch_bytes,
+        turns=throttle.turns(),
     )
     state = loop.run(stop)
     answers.end(state, None)
