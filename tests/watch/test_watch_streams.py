@@ -116,6 +116,25 @@ def test_a_stream_that_does_not_work_is_one_finding(
 
 
 @pytest.mark.parametrize(
+    ("ago", "is_told"), [("1 s", True), ("16 s", False)], ids=["now", "by a process that died"]
+)
+def test_a_stream_that_is_behind_is_told_with_what_slows_it_down(
+    declare: Declare, stream: Callable[..., None], run: Run, ago: str, *, is_told: bool
+) -> None:
+    stream(
+        lag_seconds="99",
+        throttled_by="'replica lag of the source: 14 s'",
+        throttled_at=f"now() - interval '{ago}'",
+    )
+
+    (finding,) = find(declare())
+    [(shown,)] = run("SELECT throttled_by FROM tenantferry.progress")
+
+    assert ("It is slowed down: replica lag of the source: 14 s." in finding) is is_told
+    assert (shown == "replica lag of the source: 14 s") is is_told
+
+
+@pytest.mark.parametrize(
     "changed",
     [
         {"lag_seconds": "9"},

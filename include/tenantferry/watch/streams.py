@@ -36,6 +36,7 @@ class SeenStream:
     :ivar reported_seconds: ago it last reported; ``None``: never.
     :ivar lease_over_seconds: ago the lease of its hold ended; negative: it has not.
     :ivar needed_seconds: since when it has to run.
+    :ivar throttled_by: what slows it down; ``None``: nothing does.
     """
 
     tenant: str
@@ -50,6 +51,7 @@ class SeenStream:
     reported_seconds: float | None
     lease_over_seconds: float | None
     needed_seconds: float
+    throttled_by: str | None = None
 
     def __str__(self) -> str:
         return f'{self.direction} stream of tenant "{self.tenant}"'
@@ -195,7 +197,8 @@ def _judge_lag(stream: SeenStream, settings: Watch, unknown_seconds: float) -> I
         yield _find(
             stream,
             f"It is {max(stream.lag_seconds, unknown):.0f} s behind (lag_seconds is {limit:g});"
-            f" log behind it: {'unknown' if stream.lag_bytes is None else stream.lag_bytes} bytes.",
+            f" log behind it: {'unknown' if stream.lag_bytes is None else stream.lag_bytes} bytes."
+            + (f" It is slowed down: {stream.throttled_by}." if stream.throttled_by else ""),
             f"See the log of {stream.task}. A large transaction passes by itself; if it grows from"
             " look to look, find what the receiving server waits for in pg_stat_activity.",
         )

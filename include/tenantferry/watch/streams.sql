@@ -12,7 +12,8 @@ SELECT
     extract(epoch FROM now.at - streams.lag_measured_at)::float8,
     extract(epoch FROM now.at - streams.reported_at)::float8,
     extract(epoch FROM now.at - streams.lease_until)::float8,
-    extract(epoch FROM now.at - coalesce(graces.started_at, tenants.changed_at))::float8
+    extract(epoch FROM now.at - coalesce(graces.started_at, tenants.changed_at))::float8,
+    CASE WHEN streams.throttled_at > now.at - interval '15 seconds' THEN streams.throttled_by END
 FROM tenantferry.streams AS streams
 JOIN tenantferry.tenants AS tenants ON tenants.tenant = streams.tenant
 LEFT JOIN tenantferry.graces AS graces
