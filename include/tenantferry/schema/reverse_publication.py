@@ -1,8 +1,13 @@
-"""The publication on the target: every table that holds rows of tenants."""
+"""
+A publication on the target: every table that holds rows of tenants.
+
+The reverse streams share one; each witness of a move has its own, of the rows of all others.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from uuid import UUID
 
 from psycopg2 import errors, sql
 from psycopg2.extensions import connection
@@ -23,6 +28,9 @@ SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate
     AND (NOT %s OR to_jsonb(p) ->> 'pubgencols' = 's')
 FROM pg_catalog.pg_publication AS p WHERE pubname = %s
 """
+_ALL = sql.SQL("")
+# Every identity below holds tenant_id: the server demands that of what a filter reads.
+_OTHERS = sql.SQL(" WHERE (tenant_id <> {id}::pg_catalog.uuid)")
 # An ALTER TABLE that waits makes everybody behind it wait, too.
 _LOCK_TIMEOUT = "2s"
 
@@ -60,7 +68,7 @@ def has_unpublished_tables(target: connection, name: str) -> bool:
 
 
 def ensure_reverse_publication(
-    target: connection, name: str, *, exclusively: bool = False
+    target: connection, name: str, *, exclusively: bool = False, without: UUID | None = None
 ) -> list[tuple[str, str]]:
     """
     Publish every table that holds rows of tenants.
@@ -70,6 +78,7 @@ def ensure_reverse_publication(
 
     :param target: open transaction; the caller commits.
     :param exclusively: let nobody write to a table that is added until the end of the transaction.
+    :param without: leave out the rows of this tenant.
     :return: schema and name of the tables that were added.
     :raises TransientError: if a table is in use for too long.
     :raises PermanentError: if a table cannot be published.
@@ -78,7 +87,7 @@ def ensure_reverse_publication(
         lock_target_schema(target)
         with target.cursor() as cursor:
             cursor.execute("SELECT set_config('lock_timeout', %s, true)", (_LOCK_TIMEOUT,))
-        return _publish(target, name, exclusively=exclusively)
+        return _publish(target, name, exclusively=exclusively, without=without)
     except errors.LockNotAvailable as error:
         raise TransientError(
             "could not publish the tables of tenants in the target",
@@ -88,7 +97,9 @@ def ensure_reverse_publication(
         ) from None
 
 
-def _publish(target: connection, name: str, *, exclusively: bool) -> list[tuple[str, str]]:
+def _publish(
+    target: connection, name: str, *, exclusively: bool, without: UUID | None
+) -> list[tuple[str, str]]:
     tables = _read_tables(target, name)
     missing = [table for table in tables if not table.is_published]
     sends_generated = _sends_generated(target)
@@ -102,7 +113,8 @@ def _publish(target: connection, name: str, *, exclusively: bool) -> list[tuple[
         _ensure_publication(cursor, name, with_generated=needs_generated)
         if missing:
             # A table that inherits from it is published for its own sake.
-            names = [sql.SQL("ONLY {}").format(table.identifier) for table in missing]
+            rows = _ALL if without is None else _OTHERS.format(id=sql.Literal(str(without)))
+            names = [sql.SQL("ONLY {}{}").format(table.identifier, rows) for table in missing]
             cursor.execute(
                 sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(
                     sql.Identifier(name), sql.SQL(", ").join(names)
