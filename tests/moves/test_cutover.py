@@ -489,7 +489,7 @@ def test_slot_that_could_not_be_dropped_is_dropped_by_the_next_try(
 
     with monkeypatch.context() as patched:
         patched.setattr(completion, "drop_slot", fail)
-        with pytest.raises(TransientError, match="is live, but its source still keeps log"):
+        with pytest.raises(TransientError, match="is live, but log is still kept for it"):
             cutover(stage.move)
     seen = rows(stage.target, "SELECT probed_at IS NOT NULL, dropped_at IS NOT NULL"
                 " FROM tenantferry.write_pauses")  # fmt: skip

@@ -12,6 +12,7 @@ from psycopg2.extensions import connection
 from tenantferry.backfill.snapshot import END_SESSION_TIMEOUT_MS
 from tenantferry.control.chunks import forget_chunks
 from tenantferry.control.streams import retire_stream
+from tenantferry.control.witnesses import sign_writer
 from tenantferry.errors import PermanentError
 from tenantferry.fleet import Tenant
 from tenantferry.schema.model import Table
@@ -138,6 +139,7 @@ def delete_from(target: connection, tenant: Tenant, leaf: tuple[str, str]) -> in
                 rows, others = cursor.fetchone() or (0, 0)
                 if others:
                     raise _out_of_scope(tenant, leaf, others)
+                sign_writer(cursor, tenant.key)
                 deleted += rows
     target.commit()
     return deleted

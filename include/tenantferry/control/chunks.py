@@ -9,6 +9,7 @@ from datetime import datetime
 from psycopg2.extensions import connection
 from psycopg2.extras import execute_values
 
+from tenantferry.control.witnesses import sign_writer
 from tenantferry.lsn import format_lsn, parse_lsn
 
 _MARK_DONE = """
@@ -227,6 +228,7 @@ def reopen_chunks(
             " WHERE tenant = %s AND table_schema = %s AND table_name = %s AND chunk = ANY (%s)",
             (tenant, schema, table, list(numbers)),
         )
+        sign_writer(cursor, tenant)
 
 
 def mark_chunk_done(
@@ -260,7 +262,9 @@ def mark_chunk_done(
                 "bytes": bytes_copied,
             },
         )
-        return bool(cursor.rowcount == 1)
+        is_ours = bool(cursor.rowcount == 1)
+        sign_writer(cursor, tenant)
+    return is_ours
 
 
 def forget_chunks(target: connection, tenant: str) -> None:

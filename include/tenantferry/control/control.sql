@@ -119,8 +119,10 @@ CREATE TABLE IF NOT EXISTS tenantferry.validations (
     mismatches   bigint NOT NULL,       -- differing rows and failed probes; 0 is a match
     direction    text NOT NULL DEFAULT 'forward',   -- reverse: of a tenant in grace; position is the target's
     since        pg_lsn,                -- only what was written since this position was compared; null: all
-    partitions   jsonb                  -- state of each partitioned table of the source; it holds for as long as that
+    partitions   jsonb,                 -- state of each partitioned table of the source; it holds for as long as that
+    witnessed    text                   -- what the witness of the move says; null: it has none
 );
+ALTER TABLE tenantferry.validations ADD COLUMN IF NOT EXISTS witnessed text;
 ALTER TABLE tenantferry.validations ADD COLUMN IF NOT EXISTS since pg_lsn;
 CREATE INDEX IF NOT EXISTS validations_tenant_idx ON tenantferry.validations (tenant, id);
 
@@ -297,6 +299,40 @@ CREATE TABLE IF NOT EXISTS tenantferry.observations (
 CREATE TABLE IF NOT EXISTS tenantferry.comparison_tries (
     tenant    text PRIMARY KEY REFERENCES tenantferry.tenants,
     tried_at  timestamptz NOT NULL
+);
+
+-- The witness of a move: a slot of the target that follows what is written there to other tenants.
+-- Its row is there while the move has one.
+CREATE TABLE IF NOT EXISTS tenantferry.witnesses (
+    tenant        text PRIMARY KEY REFERENCES tenantferry.tenants,
+    from_lsn      pg_lsn NOT NULL,      -- of the target; of what was committed before it knows nothing
+    checked_to    pg_lsn NOT NULL,      -- every transaction that ended before it was looked at
+    transactions  bigint NOT NULL DEFAULT 0,    -- of the move, seen between the two
+    looked_at     timestamptz,
+    lost_reason   text                  -- why it cannot vouch for anything any more
+);
+
+-- Each transaction of a move that has a witness, until the witness has seen it in the log. Written in
+-- that transaction.
+CREATE TABLE IF NOT EXISTS tenantferry.signatures (
+    tenant  text NOT NULL REFERENCES tenantferry.tenants,
+    xid     bigint NOT NULL,            -- its lower 32 bits
+    PRIMARY KEY (tenant, xid)
+);
+
+-- What a move did to rows of other tenants. Empty, or something is broken. A person who has mended the
+-- rows deletes what is settled.
+CREATE TABLE IF NOT EXISTS tenantferry.violations (
+    id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    tenant        text NOT NULL REFERENCES tenantferry.tenants,     -- whose move it was
+    table_schema  text NOT NULL,
+    table_name    text NOT NULL,
+    change        text NOT NULL,        -- INSERT, UPDATE, DELETE, TRUNCATE
+    rows          bigint NOT NULL,
+    keys          text[] NOT NULL,      -- of the first rows
+    xid           bigint NOT NULL,
+    commit_lsn    pg_lsn NOT NULL,
+    found_at      timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
 -- What became of the source of a tenant that is retired: its dump, the proof that it can be restored,

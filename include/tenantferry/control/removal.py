@@ -17,6 +17,8 @@ _DELETES = (
     "DELETE FROM tenantferry.streams WHERE tenant = %s",
     "DELETE FROM tenantferry.chunks WHERE tenant = %s",
     "DELETE FROM tenantferry.rounds WHERE tenant = %s",
+    "DELETE FROM tenantferry.signatures WHERE tenant = %s",
+    "DELETE FROM tenantferry.witnesses WHERE tenant = %s",
 )
 
 

@@ -22,7 +22,8 @@ class MismatchKind(StrEnum):
     :cvar EXTRA: a row of the tenant in the target is not in the source.
     :cvar DIFFERENT: the rows of one key differ.
     :cvar ORPHAN: a row in the target references none.
-    :cvar ISOLATION: the tenant's role sees or may do too much, or too little.
+    :cvar ISOLATION: the tenant's role sees or may do too much, or too little; or the move has
+        changed rows of others.
     """
 
     MISSING = "missing"
@@ -60,6 +61,8 @@ class ValidationResult:
     :ivar rows: of the source.
     :ivar mismatches: differing rows, orphans and failed probes; 0 is a match.
     :ivar differences: the first of them.
+    :ivar witnessed: what the target's log says about rows of other tenants; ``None``: nobody
+        looked at it.
     """
 
     validation_id: int
@@ -70,6 +73,7 @@ class ValidationResult:
     mismatches: int
     seconds: float
     differences: tuple[Difference, ...]
+    witnessed: str | None = None
 
 
 def record_validation(
@@ -86,6 +90,7 @@ def record_validation(
     differences: Sequence[Difference],
     direction: Direction = Direction.FORWARD,
     since: int | None = None,
+    witnessed: str | None = None,
 ) -> ValidationResult:
     """
     Write down a comparison that came to an end, whatever it found.
@@ -93,12 +98,13 @@ def record_validation(
     :param target: open transaction; the caller commits.
     :param direction: of the stream that ran; *position* is an LSN of the side that it comes from.
     :param since: only what was written since this position was compared; ``None``: everything.
+    :param witnessed: see `ValidationResult`.
     """
     with target.cursor() as cursor:
         cursor.execute(
             "INSERT INTO tenantferry.validations"
             " (tenant, direction, run_id, position, started_at, tables, chunks, rows, mismatches,"
-            " since) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+            " since, witnessed) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
             " RETURNING id, extract(epoch FROM finished_at - started_at)::float8",
             (
                 tenant,
@@ -111,6 +117,7 @@ def record_validation(
                 rows,
                 mismatches,
                 None if since is None else format_lsn(since),
+                witnessed,
             ),
         )
         validation_id, seconds = cursor.fetchone() or (0, 0.0)
@@ -125,7 +132,15 @@ def record_validation(
             ],
         )  # fmt: skip
     return ValidationResult(
-        validation_id, position, tables, chunks, rows, mismatches, seconds, tuple(differences)
+        validation_id,
+        position,
+        tables,
+        chunks,
+        rows,
+        mismatches,
+        seconds,
+        tuple(differences),
+        witnessed,
     )
 
 
@@ -140,7 +155,7 @@ def read_latest_validation(
     with target.cursor() as cursor:
         cursor.execute(
             "SELECT id, position::text, tables, chunks, rows, mismatches,"
-            " extract(epoch FROM finished_at - started_at)::float8"
+            " extract(epoch FROM finished_at - started_at)::float8, witnessed"
             " FROM tenantferry.validations WHERE tenant = %s AND direction = %s"
             " ORDER BY id DESC LIMIT 1",
             (tenant, direction),
@@ -157,7 +172,7 @@ def read_latest_validation(
             Difference(schema, table, MismatchKind(kind), row_key, detail)
             for schema, table, kind, row_key, detail in cursor
         )
-    validation_id, position, tables, chunks, rows, mismatches, seconds = row
+    validation_id, position, tables, chunks, rows, mismatches, seconds, witnessed = row
     return ValidationResult(
         validation_id,
         parse_lsn(position),
@@ -167,6 +182,7 @@ def read_latest_validation(
         mismatches,
         seconds,
         differences,
+        witnessed,
     )
 
 

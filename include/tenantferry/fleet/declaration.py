@@ -119,6 +119,7 @@ class Settings(Declared):
     :ivar recheck_seconds: a cutover undoes itself where comparing what was written last, while
         clients wait, takes longer.
     :ivar throttle: when the copy and the stream slow down.
+    :ivar witness: prove from the target's log that the move changes no row of another tenant.
     :ivar stream_pool: Airflow pool of the long-running stream tasks.
     :ivar grace_hours: after its cutover the tenant can go back for so long, and is not retired.
     :ivar criticality: waves move the less critical first.
@@ -141,6 +142,7 @@ class Settings(Declared):
     validation_max_age_seconds: PositiveFloat = 3600.0
     recheck_seconds: PositiveFloat = 1.0
     throttle: ThrottleLimits = ThrottleLimits()
+    witness: bool = False
     stream_pool: Name = "tenantferry_streams"
     grace_hours: PositiveFloat = 168.0
     criticality: Criticality = Criticality.NORMAL
@@ -200,6 +202,11 @@ class Tenant(Settings):
     def validation_slot(self) -> str:
         """Temporary replication slot of a validation; no key makes it another tenant's `slot`."""
         return f"tfvalidate_{self.key}"
+
+    @property
+    def witness_slot(self) -> str:
+        """Replication slot on the target, and its publication; no key makes it another's."""
+        return f"tfwitness_{self.key}"
 
     @property
     def publication(self) -> str:

@@ -36,11 +36,13 @@ from tenantferry.moves.former import settle_former
 from tenantferry.moves.identity import check_same_source
 from tenantferry.moves.move import Move
 from tenantferry.moves.sessions import exclusive_step, open_source
+from tenantferry.moves.witnessing import check_witness
 from tenantferry.reverse.removal import drop_positions
 from tenantferry.reverse.slot import drop_reverse_slot
 from tenantferry.schema.publication import drop_publication
 from tenantferry.schema.removal import remove_tenant_role
 from tenantferry.traffic.fence import Fence, lower_fence, plan_fence
+from tenantferry.witness.slot import drop_witness
 
 logger = logging.getLogger(__name__)
 
@@ -93,12 +95,14 @@ def abort(move: Move, *, on_step: OnStep | None = None) -> AbortSummary:
         failure = _attempt("clear the source", lambda: _clear_source(move, target))
         tell("source")
         rows, tables = erase_rows(move.target, move.tenant)
+        check_witness(move)
         tell("rows")
         # It serves nobody once the role is gone, so what comes of this does not matter.
         _attempt("clear the router", lambda: _clear_router(move))
         with target:
             role_kept = remove_tenant_role(target, move.tenant)
         tell("role")
+        drop_witness(move.target, move.tenant)
         if failure is not None:
             raise _unfinished(move, failure)
         _finish(move, target, rows=rows)

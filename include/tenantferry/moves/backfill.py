@@ -19,6 +19,7 @@ from tenantferry.moves.former import settle_former
 from tenantferry.moves.move import Move
 from tenantferry.moves.sessions import exclusive_step, open_source
 from tenantferry.moves.throttling import throttled
+from tenantferry.moves.witnessing import looking_on
 from tenantferry.schema.catalog import read_tables
 from tenantferry.schema.model import Table
 from tenantferry.stream.catching_up import catch_up
@@ -95,7 +96,7 @@ def copy_in_step(
     :param target: the step's session, outside a transaction; this commits the phase.
     """
     tenant = move.tenant
-    with throttled(move) as throttle:
+    with throttled(move) as throttle, looking_on(move):
         finished = run_backfill(
             move.source,
             move.target,

@@ -15,6 +15,7 @@ from tenantferry.errors import TenantferryError, TransientError
 from tenantferry.moves.move import Move
 from tenantferry.moves.probe import probe
 from tenantferry.moves.sessions import open_source
+from tenantferry.moves.witnessing import TrespassError, end_witness
 from tenantferry.schema.publication import drop_publication
 from tenantferry.stream.handshake import stop_at
 
@@ -34,6 +35,7 @@ def complete(
 
     :param target: the step's session, outside a transaction; commits.
     :raises PermanentError: if the application does not reach the target as this tenant.
+    :raises TrespassError: if the move has changed rows of other tenants.
     :raises TransientError: if something is left behind on the source; the next call goes on.
     """
     if recorded.dropped_at is not None and recorded.probed_at is not None:
@@ -41,7 +43,9 @@ def complete(
     # One that does not end now finds the tenant live when it starts again.
     _attempt("end the stream", lambda: _stop_stream(move, target, recorded))
     on_step("stopped")
+    trespasses: list[TrespassError] = []
     failures = [
+        *_attempt("end the witness", lambda: _end_witness(move, trespasses)),
         *_attempt("drop the slot and the publication", lambda: _drop(move)),
         *_attempt("drop the replication origin", lambda: _retire(move, target)),
     ]
@@ -50,11 +54,14 @@ def complete(
             record_dropped(target, recorded.id)
     on_step("dropped")
     probe(move)
+    for trespass in trespasses:
+        raise trespass
     if failures:
         raise TransientError(
-            f'tenant "{move.tenant.key}" is live, but its source still keeps log for it',
+            f'tenant "{move.tenant.key}" is live, but log is still kept for it',
             detail=" ".join(failures),
-            hint=f'The retry drops slot "{move.tenant.slot}" again. If the source is gone for good,'
+            hint=f'The retry drops slot "{move.tenant.slot}" of the source again, and slot'
+            f' "{move.tenant.witness_slot}" of the target. If the source is gone for good,'
             f" set dropped_at of row {recorded.id} of tenantferry.write_pauses in the target.",
         )
 
@@ -87,6 +94,14 @@ def _drop(move: Move) -> None:
     with open_source(move.source, purpose=f"complete {move.tenant.key}") as source:
         drop_slot(source, move.tenant.slot)
         drop_publication(source, move.tenant)
+
+
+def _end_witness(move: Move, trespasses: list[TrespassError]) -> None:
+    """Keep in mind what the witness has seen: all else is done all the same."""
+    try:
+        end_witness(move)
+    except TrespassError as trespass:
+        trespasses.append(trespass)
 
 
 def _retire(move: Move, target: connection) -> None:

@@ -19,6 +19,7 @@ from tenantferry.moves.former import settle_former
 from tenantferry.moves.identity import read_source_identity
 from tenantferry.moves.move import Move
 from tenantferry.moves.sessions import exclusive_step, open_source
+from tenantferry.moves.witnessing import begin_witness
 from tenantferry.schema.catalog import read_catalog, read_tables
 from tenantferry.schema.findings import Verdict
 from tenantferry.schema.isolation import lock_target_schema
@@ -84,6 +85,7 @@ def prepare(move: Move) -> PrepareSummary:
                     run_id=move.run_id,
                     reason=f"{len(plan.statements)} statements ran in the target",
                 )
+        begin_witness(move)
         tables = read_tables(source, tenant)
         ensure_publication(source, tenant, tables)
     return PrepareSummary(len(plan.statements), len(tables))

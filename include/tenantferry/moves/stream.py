@@ -18,6 +18,7 @@ from tenantferry.errors import CopyAgainError, TransientError
 from tenantferry.moves.move import Move
 from tenantferry.moves.sessions import open_source
 from tenantferry.moves.throttling import throttled
+from tenantferry.moves.witnessing import looking_on
 from tenantferry.schema.catalog import read_tables
 from tenantferry.stream.running import StreamResult, run_stream
 
@@ -52,7 +53,7 @@ def stream(move: Move, *, stop: threading.Event) -> StreamResult:
     with open_source(move.source, purpose=f"stream step {tenant.key}") as source:
         tables = read_tables(source, tenant)
     try:
-        with throttled(move) as throttle:
+        with throttled(move) as throttle, looking_on(move):
             return run_stream(
                 move.source, move.target, tenant, tables, stop=stop, throttle=throttle
             )

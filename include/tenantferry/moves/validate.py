@@ -23,6 +23,7 @@ from tenantferry.moves.former import settle_former
 from tenantferry.moves.move import Move
 from tenantferry.moves.repair import repair_in_step
 from tenantferry.moves.sessions import exclusive_step, open_source
+from tenantferry.moves.witnessing import call_witness, tell_trespass
 from tenantferry.schema.catalog import read_tables
 from tenantferry.schema.model import Table
 from tenantferry.schema.partitions import read_partition_state
@@ -54,6 +55,7 @@ def validate(move: Move, *, repair: bool = False) -> ValidationResult:
 
     :param repair: copy chunks whose rows differ once more, then compare again.
     :raises MismatchError: if anything differs; the message names the rows.
+    :raises TrespassError: if nothing differs, but the move has changed rows of other tenants.
     :raises SupersededError: if another run has the tenant.
     """
     with exclusive_step(move.target, tenant=move.tenant.key, step="validate") as target:
@@ -133,6 +135,8 @@ def _conclude(
     target: connection, move: Move, found: TenantComparison, partitions: Mapping[str, str]
 ) -> ValidationResult:
     tenant = move.tenant
+    differ = found.mismatches > 0
+    found = call_witness(move, found)
     matches = found.mismatches == 0
     with target:
         result = record_comparison(target, tenant, found, run_id=move.run_id)
@@ -143,12 +147,17 @@ def _conclude(
             run_id=move.run_id,
             lsn=result.position,
             reason=f"validation {result.validation_id}: {result.rows} rows of"
-            f" {result.tables} tables, {result.mismatches} mismatches",
+            f" {result.tables} tables, {result.mismatches} mismatches"
+            f"{f'; {result.witnessed}' if result.witnessed else ''}",
         )
-        mark_copy_again(target, tenant.key, needed=not matches, repairable=bool(found.differing))
+        # What was done to others is not mended by copying the tenant again.
+        mark_copy_again(target, tenant.key, needed=differ, repairable=bool(found.differing))
         record_partitions(target, result.validation_id, partitions)
         if matches:
             forget_touched(target, tenant.key, before=result.position)
+    if not matches and not differ:
+        detail = " ".join(str(difference) for difference in result.differences)
+        raise tell_trespass(move, detail=f"{result.witnessed}. {detail}")
     if not matches:
         raise MismatchError(
             f'source and target differ for tenant "{tenant.key}" in {result.mismatches} place(s)',

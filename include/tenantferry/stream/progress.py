@@ -7,6 +7,7 @@ from typing import Protocol
 
 from psycopg2.extensions import cursor as cursor_type
 
+from tenantferry.control.witnesses import sign_writer
 from tenantferry.fleet.declaration import Tenant
 from tenantferry.lsn import format_lsn
 from tenantferry.stream.netchange import BrokenStreamError
@@ -71,5 +72,6 @@ class TargetProgress:
                 f'stream of tenant "{self._tenant.key}" is not at the position it was left at',
                 hint="Another stream of this tenant, or a new backfill, has moved it.",
             )
+        sign_writer(cursor, self._tenant.key)
         # Last, for a rollback after it would move the origin too.
         cursor.execute(_ORIGIN, (new, step.commit_time))

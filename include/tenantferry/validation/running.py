@@ -60,6 +60,7 @@ class TenantComparison:
     :ivar differences: the first of *mismatches*.
     :ivar differing: the chunks whose rows differ.
     :ivar since: only what was written since this position was compared; ``None``: everything.
+    :ivar witnessed: see `ValidationResult`; not of the comparison itself.
     """
 
     direction: Direction
@@ -72,6 +73,7 @@ class TenantComparison:
     differences: tuple[Difference, ...]
     differing: tuple[Chunk, ...]
     since: int | None = None
+    witnessed: str | None = None
 
 
 def compare_tenant(
@@ -221,6 +223,7 @@ def record_comparison(
         differences=found.differences,
         direction=found.direction,
         since=found.since,
+        witnessed=found.witnessed,
     )
 
 

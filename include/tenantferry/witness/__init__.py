@@ -1,0 +1,1 @@
+"""What the target's own log says about a move: it changes no row of another tenant."""
