@@ -20,14 +20,17 @@ from tenantferry.schema.target_checks import check_way_back
     [
         ({"wal_level": "replica"}, "wal_level"),
         ({"used_slots": 10}, "slots"),
+        ({"used_slots": 9}, None),
+        ({"used_slots": 9, "witness": True}, "slots"),
+        ({"used_slots": 8, "witness": True}, None),
         ({}, None),
     ],
-    ids=["wal_level", "slots", "all is well"],
+    ids=["wal_level", "slots", "one slot left", "none for the witness", "two left", "all is well"],
 )
 def test_preflight_tells_what_would_keep_the_reverse_slot_from_being_made(
     facts: dict[str, Any], check: str | None
 ) -> None:
-    usual = {"wal_level": "logical", "used_slots": 3, "max_slots": 10}
+    usual = {"wal_level": "logical", "used_slots": 3, "max_slots": 10, "witness": False}
 
     found = [finding.check for finding in check_way_back({**usual, **facts}, {})]
 

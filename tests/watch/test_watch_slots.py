@@ -141,6 +141,29 @@ def test_a_slot_of_a_tenant_s_name_in_another_database_is_not_the_tenant_s(
     assert "No tenant of this fleet owns it" in finding
 
 
+@pytest.mark.parametrize(
+    ("standing", "problem"),
+    [
+        (("streaming", 9000), None),
+        (("prepared", 5), None),
+        (("prepared", 9000), "nothing of it is copied"),
+        (("live", 5), 'in phase "live" and does not need it'),
+    ],
+    ids=["needed", "just begun", "forgotten", "left over"],
+)
+def test_a_witness_is_a_finding_where_its_tenant_is_not_on_its_way(
+    declare: Declare, register: Register, run: Run, standing: tuple[str, int], problem: str | None
+) -> None:
+    phase, seconds = standing
+    run("SELECT pg_create_logical_replication_slot('tfwitness_acme', 'pgoutput')")
+    register(phase, seconds=seconds)
+
+    found = [one for one in find(declare()) if "tfwitness_acme" in one]
+
+    assert [problem in one for one in found if problem] == [True] * (problem is not None)
+    assert problem is not None or found == []
+
+
 def test_a_slot_that_nobody_reads_for_long_is_a_finding(
     declare: Declare, register: Register, create_slot: Callable[[str], None], run: Run
 ) -> None:

@@ -116,6 +116,8 @@ def _read_target_facts(target: connection, tenant: Tenant, source: Catalog) -> d
         extensions.add("btree_gist")
     parameters = {
         "origin": tenant.origin,
+        "witness": tenant.witness,
+        "witness_slot": tenant.witness_slot,
         "extensions": sorted(extensions),
         "schemas": list(source.schemas),
     }

@@ -49,6 +49,10 @@ def check_way_back(facts: Facts, _source: Facts) -> Iterator[Finding]:
         detail = f"All {facts['max_slots']} replication slots are in use: none is left for the way"
         hint = "Raise max_replication_slots, or drop slots that nobody reads."
         yield error("slots", "target", f"{detail} back.", hint)
+    elif facts["witness"] and facts["used_slots"] + 1 >= facts["max_slots"]:
+        detail = f"Only one of {facts['max_slots']} replication slots is left: the way back and the"
+        hint = "Raise max_replication_slots, or set witness: false."
+        yield error("slots", "target", f"{detail} witness need one each.", hint)
 
 
 def check_privileges(facts: Facts, _source: Facts) -> Iterator[Finding]:

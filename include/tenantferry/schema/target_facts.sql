@@ -1,5 +1,6 @@
 -- What preflight asks of a target that is not in its schema: one JSON object.
--- origin: the tenant's own replication origin; extensions: names the source uses.
+-- origin: the tenant's own replication origin; witness_slot: its slot in the target; witness: whether
+-- the move is to have one; extensions: names the source uses.
 SELECT pg_catalog.jsonb_build_object(
     'standby', pg_catalog.pg_is_in_recovery(),
     'encoding', pg_catalog.getdatabaseencoding(),
@@ -21,7 +22,8 @@ SELECT pg_catalog.jsonb_build_object(
     'max_slots', current_setting('max_replication_slots')::integer,
     'used_slots', (
         SELECT count(*) FROM pg_catalog.pg_replication_slots AS s
-        WHERE s.slot_name <> 'tenantferry_reverse'),
+        WHERE s.slot_name <> ALL (ARRAY['tenantferry_reverse', %(witness_slot)s])),
+    'witness', %(witness)s::boolean,
     'replication', r.rolreplication OR r.rolsuper,
     'bypassrls', r.rolbypassrls OR r.rolsuper,
     'sees_standbys', pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE'),

@@ -18,7 +18,11 @@ TEMPORARY_PREFIXES = ("tfround_", "tfvalidate_")
 # A comparison beside the steps needs its slot for seconds only; all others belong to a step.
 TEMPORARY_SECONDS = 300.0
 
+# Of the witness of a move, on the target. It is read for a moment each minute.
+WITNESS_PREFIX = "tfwitness_"
+
 _NEEDS_SLOT = IN_FLIGHT | {Phase.ROLLING_BACK}
+_NEEDS_WITNESS = IN_FLIGHT | {Phase.PREPARED, Phase.ABORTING}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,9 @@ def judge_use(
             )
     elif tenant in needs.moving:
         return
+    elif f"{prefix}_" == WITNESS_PREFIX:
+        is_home = identity == needs.target and needs.target_home in server.addresses
+        yield from _judge_witness(needs, tenant, subject, drop, is_home=is_home)
     elif (
         (standing := needs.standings.get(tenant)) is None
         or standing.source_identity != identity
@@ -161,6 +168,31 @@ def _judge_temporary(
             " keeps log until the disk is full.",
             "End that session on the server: the slot goes with it.",
         )
+
+
+def _judge_witness(
+    needs: Needs, tenant: str, subject: str, drop: str, *, is_home: bool
+) -> Iterator[Finding]:
+    standing = needs.standings.get(tenant)
+    if is_home and standing is not None and standing.phase in _NEEDS_WITNESS:
+        # Later on the slot of the source tells that nobody works for that tenant.
+        if standing.phase is Phase.PREPARED and standing.seconds > needs.inactive_limit:
+            yield error(
+                CHECK,
+                subject,
+                f'Tenant "{tenant}" was prepared {standing.seconds:.0f} s ago, and nothing of it is'
+                " copied. It keeps log until the disk is full.",
+                f'Go on with Dag "migrate_{tenant}", or trigger "abort_tenant".',
+            )
+        return
+    phase = "not registered there" if standing is None else f'in phase "{standing.phase}"'
+    yield error(
+        CHECK,
+        subject,
+        f'It is the witness of a move of tenant "{tenant}", which is {phase} and does not need it.'
+        " It keeps log until the disk is full.",
+        f"{drop}.",
+    )
 
 
 def _tell_stranger(slot: SeenSlot, subject: str, drop: str) -> Finding:

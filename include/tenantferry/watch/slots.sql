@@ -23,5 +23,5 @@ SELECT
 FROM pg_catalog.pg_replication_slots AS slots
 LEFT JOIN pg_catalog.pg_stat_activity AS sessions ON sessions.pid = slots.active_pid
 WHERE slots.slot_type = 'logical'
-    AND slots.slot_name ~ '^(tenantferry|tfround|tfvalidate)_'
+    AND slots.slot_name ~ '^(tenantferry|tfround|tfvalidate|tfwitness)_'
 ORDER BY slots.slot_name
