@@ -72,12 +72,16 @@ class Retiring:
 
     @property
     def dump(self) -> Path:
-        [(attempt,)] = self.ask("SELECT max(id) FROM tenantferry.write_pauses")
+        [(attempt,)] = self.ask(
+            "SELECT max(id) FROM tenantferry.write_pauses WHERE tenant = 'acme'"
+        )
         return self.folder / "acme" / f"retire_{attempt}.dump"
 
     @property
     def approval(self) -> Approval:
-        [(attempt,)] = self.ask("SELECT max(id) FROM tenantferry.write_pauses")
+        [(attempt,)] = self.ask(
+            "SELECT max(id) FROM tenantferry.write_pauses WHERE tenant = 'acme'"
+        )
         return Approval("acme", attempt)
 
     def begin(self) -> str:
