@@ -81,6 +81,21 @@ def test_a_source_that_changed_its_schema_is_a_finding(
     assert told in finding
 
 
+def test_rows_of_a_table_that_the_source_dropped_are_a_finding(
+    watched: Watched, register: Register, on_source: Ask, run: Run
+) -> None:
+    register("streaming")
+    tenant_id = str(watched.fleet.tenants["acme"].id)
+    run("INSERT INTO public.items (tenant_id, id) VALUES (%s, 1)", tenant_id)
+    on_source("DROP TABLE public.items")
+
+    report = check_schemas(watched)
+
+    (finding,) = report.problems
+    assert 'rows in table "public.items" of the target' in finding.detail
+    assert f"tenant_id = '{tenant_id}' from public.items" in finding.hint
+
+
 @pytest.mark.parametrize("phase", ["registered", "live", "retired"])
 def test_a_schema_that_nobody_needs_alike_is_no_finding(
     watched: Watched, register: Register, on_source: Ask, phase: str

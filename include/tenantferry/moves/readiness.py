@@ -23,7 +23,9 @@ from tenantferry.moves.probe import look
 from tenantferry.moves.validate import revalidate_in_step, validate_in_step
 from tenantferry.reverse.slot import ensure_reverse
 from tenantferry.schema.catalog import read_catalog, read_tables
+from tenantferry.schema.left_behind import check_nothing_left_behind
 from tenantferry.schema.model import Table
+from tenantferry.schema.publication import check_published
 from tenantferry.schema.retrofit import plan_retrofit
 from tenantferry.schema.roles import set_role_login, set_role_password
 from tenantferry.schema.sequences import ensure_tenant_sequences
@@ -83,6 +85,8 @@ def get_ready(move: Move, source: connection, target: connection) -> Readiness:
     with target:
         # A table may have been prepared after the others were copied, and a sequence made.
         tables = read_tables(source, tenant)
+        check_published(source, tenant, tables)
+        check_nothing_left_behind(target, tenant, tables)
         chunks = tuple(load_chunks(source, target, tenant, tables))
         ensure_tenant_sequences(source, target, tenant)
         changed = find_unvalidated(source, target, tenant, tables)

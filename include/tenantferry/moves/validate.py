@@ -25,8 +25,10 @@ from tenantferry.moves.repair import repair_in_step
 from tenantferry.moves.sessions import exclusive_step, open_source
 from tenantferry.moves.witnessing import call_witness, tell_trespass
 from tenantferry.schema.catalog import read_tables
+from tenantferry.schema.left_behind import check_nothing_left_behind
 from tenantferry.schema.model import Table
 from tenantferry.schema.partitions import read_partition_state
+from tenantferry.schema.publication import check_published
 from tenantferry.validation.running import (
     TenantComparison,
     ValidationResult,
@@ -93,8 +95,11 @@ def validate_in_step(target: connection, move: Move, *, repair: bool = False) ->
     tenant = move.tenant
     with open_source(move.source, purpose=f"validate {tenant.key}") as source:
         tables = read_tables(source, tenant)
+        check_published(source, tenant, tables)
         # Before: what changes while rows are compared is not validated.
         partitions = read_partition_state(source, tables)
+    with target:
+        check_nothing_left_behind(target, tenant, tables)
     found = _compare(target, move, tables)
     if repair and found.differing:
         with target:

@@ -61,6 +61,23 @@ def ensure_publication(source: connection, tenant: Tenant, tables: Sequence[Tabl
     return True
 
 
+def check_published(source: connection, tenant: Tenant, tables: Sequence[Table]) -> None:
+    """
+    Check that no table has changes which the stream is not sent, e.g. one that was made anew.
+
+    :param source: open transaction or autocommit; only read.
+    :raises PermanentError: if one has.
+    """
+    _, published = _read_published(source, tenant.publication) or (False, set())
+    missing = sorted(table.label for table in tables if table.qualified not in published)
+    if missing:
+        raise PermanentError(
+            f'publication "{tenant.publication}" lacks tables of the source',
+            detail=f"They came, or were dropped and made again: {', '.join(missing)}.",
+            hint='Clear the task "preflight" and those after it.',
+        )
+
+
 def drop_publication(source: connection, tenant: Tenant) -> None:
     """
     Drop the tenant's publication, if it is there.

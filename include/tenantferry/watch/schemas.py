@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from psycopg2 import sql
 from psycopg2.extensions import connection
 
 from tenantferry.control.phases import Phase
@@ -13,8 +12,8 @@ from tenantferry.fleet import Tenant
 from tenantferry.schema.catalog import read_catalog
 from tenantferry.schema.database import Catalog
 from tenantferry.schema.findings import Finding, error, warning
+from tenantferry.schema.left_behind import find_left_behind, left_behind_hint
 from tenantferry.schema.retrofit import plan_retrofit
-from tenantferry.schema.widening import TENANT_COLUMN
 from tenantferry.watch.asking import Place, ask_each, find_places
 from tenantferry.watch.report import Report
 from tenantferry.watch.standings import IN_FLIGHT, Standing, read_standings
@@ -23,7 +22,6 @@ from tenantferry.watch.watched import Watched, open_look
 CHECK = "schemas"
 
 _PREPARED = IN_FLIGHT | {Phase.PREPARED}
-_HAS_ROWS = sql.SQL("SELECT EXISTS (SELECT FROM {table} WHERE tenant_id = {tenant_id})")
 
 
 def check_schemas(watched: Watched) -> Report:
@@ -60,8 +58,7 @@ def check_schemas(watched: Watched) -> Report:
             changes = plan_retrofit(answer, theirs, tenant).changes
             report.see(f'tenant "{tenant.key}"', tables=len(answer.tables), changes=len(changes))
             report.findings += _judge_changes(standing, changes)
-            if standing.in_grace:
-                report.findings += _find_left_behind(target, tenant, answer, theirs)
+            report.findings += _find_left_behind(target, tenant, standing, answer, theirs)
     return report
 
 
@@ -94,26 +91,17 @@ def _judge_changes(standing: Standing, changes: tuple[str, ...]) -> Iterator[Fin
 
 
 def _find_left_behind(
-    target: connection, tenant: Tenant, source: Catalog, theirs: Catalog
+    target: connection, tenant: Tenant, standing: Standing, source: Catalog, theirs: Catalog
 ) -> Iterator[Finding]:
     """Find tables in which the tenant has rows that its source has no table for."""
     known = {table.qualified for table in source.tables}
-    for table in theirs.tables:
-        is_tenants = any(column.name == TENANT_COLUMN.name for column in table.columns)
-        if table.qualified in known or not is_tenants:
-            continue
-        with target.cursor() as cursor:
-            cursor.execute(
-                _HAS_ROWS.format(
-                    table=sql.Identifier(*table.qualified), tenant_id=sql.Literal(str(tenant.id))
-                )
-            )
-            if cursor.fetchone() != (True,):
-                continue
-        yield error(
-            CHECK,
-            f'tenant "{tenant.key}"',
-            f'It has rows in table "{table.label}" of the target, and its source has no such table:'
-            " they would be left behind if it went back.",
-            "Create the table on its source, or keep the tenant on the target.",
-        )
+    for label in find_left_behind(target, tenant, known, theirs.tables):
+        fact = f'It has rows in table "{label}" of the target, and its source has no such table'
+        subject = f'tenant "{tenant.key}"'
+        if standing.in_grace:
+            detail = f"{fact}: they would be left behind if it went back."
+            hint = "Create the table on its source, or keep the tenant on the target."
+        else:
+            detail = f"{fact} any more: it cannot be validated."
+            hint = left_behind_hint(tenant, [label])
+        yield error(CHECK, subject, detail, hint)
