@@ -193,17 +193,21 @@ def test_drop_slot_ends_a_session_that_still_reads_it(
 
 
 @pytest.mark.parametrize(
-    ("version", "expected"),
+    ("version", "temporary", "expected"),
     [
-        (140011, 'CREATE_REPLICATION_SLOT "s" TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT'),
-        (150002, "CREATE_REPLICATION_SLOT \"s\" TEMPORARY LOGICAL pgoutput (SNAPSHOT 'export')"),
+        (140011, True, "TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT"),
+        (150002, True, "TEMPORARY LOGICAL pgoutput (SNAPSHOT 'export')"),
+        (160004, False, "LOGICAL pgoutput (SNAPSHOT 'export')"),
+        (170000, False, "LOGICAL pgoutput (SNAPSHOT 'export', FAILOVER)"),
     ],
-    ids=["14", "15"],
+    ids=["14", "15", "16", "17"],
 )
 def test_create_slot_command_speaks_the_server_s_dialect(
-    source: connection, version: int, expected: str
+    source: connection, version: int, temporary: bool, expected: str
 ) -> None:
-    assert create_slot_command("s", True, version).as_string(source) == expected
+    command = create_slot_command("s", temporary, version, failover=not temporary)
+
+    assert command.as_string(source) == f'CREATE_REPLICATION_SLOT "s" {expected}'
 
 
 def test_create_slot_command_of_version_14_still_works(source_params: ConnectionParams) -> None:

@@ -108,6 +108,7 @@ def copy_first_round(backfill: Backfill, source: connection, target: connection)
         slot=tenant.slot,
         temporary=False,
         timeout_seconds=tenant.slot_timeout_seconds,
+        failover=True,
     ) as snapshot:
         begun = _begin(backfill, target, FIRST_ROUND, snapshot, files)
         chunks = _plan(backfill, snapshot)
@@ -116,7 +117,7 @@ def copy_first_round(backfill: Backfill, source: connection, target: connection)
             assign_chunks(target, tenant.key, number=FIRST_ROUND)
             # The copied rows need no origin: changes of this tenant travel back only from the
             # cutover on, and a slot for that begins there.
-            reset_stream(target, tenant.key, snapshot.consistent_point)
+            reset_stream(target, tenant.key, snapshot.consistent_point, timeline=snapshot.timeline)
         _copy(backfill, target, begun, chunks)
     _finish(backfill, target, begun)
 

@@ -21,9 +21,11 @@ from tenantferry.connections import (
 )
 from tenantferry.errors import PermanentError, TransientError
 from tenantferry.lsn import parse_lsn
+from tenantferry.timelines import read_timeline
 
 # How long a session that we end may take to be gone.
 END_SESSION_TIMEOUT_MS = 10_000
+_VERSION_WITH_FAILOVER_SLOTS = 170000
 
 _OPEN_TRANSACTIONS = (
     resources.files("tenantferry.backfill").joinpath("open_transactions.sql").read_text("utf-8")
@@ -38,21 +40,29 @@ class Snapshot:
     :ivar consistent_point: LSN; the snapshot holds exactly the transactions with
         ``commit_lsn < consistent_point``, and the slot sends exactly the others.
     :ivar name: for ``SET TRANSACTION SNAPSHOT``, until the exporting session ends.
+    :ivar timeline: of the server; the consistent point is a position of it. ``None``: not asked.
     """
 
     consistent_point: int
     name: str
+    timeline: int | None = None
 
 
 @contextmanager
 def exported_snapshot(
-    source_params: ConnectionParams, *, slot: str, temporary: bool, timeout_seconds: float
+    source_params: ConnectionParams,
+    *,
+    slot: str,
+    temporary: bool,
+    timeout_seconds: float,
+    failover: bool = False,
 ) -> Iterator[Snapshot]:
     """
     Create a logical slot and keep its snapshot importable until the end of the block.
 
     :param temporary: drop the slot at the end of the block.
     :param timeout_seconds: how long to wait for transactions that are open on the source.
+    :param failover: let standbys that synchronize slots keep a copy, from version 17 on.
     :raises TransientError: if they do not end in time; no slot is left then.
     :raises PermanentError: if the source cannot have another slot.
     """
@@ -60,7 +70,8 @@ def exported_snapshot(
         closing(open_connection(source_params, purpose="slot control", autocommit=True)) as control,
         closing(open_replication_connection(source_params, purpose=f"slot {slot}")) as walsender,
     ):
-        yield _create_slot(control, walsender, slot, temporary, timeout_seconds)
+        command = create_slot_command(slot, temporary, walsender.server_version, failover=failover)
+        yield _create_slot(control, walsender, slot, command, timeout_seconds)
 
 
 def import_snapshot(source: connection, snapshot: Snapshot, *, readonly: bool = True) -> None:
@@ -139,13 +150,15 @@ def _create_slot(
     control: connection,
     walsender: LogicalReplicationConnection,
     slot: str,
-    temporary: bool,
+    command: sql.Composed,
     timeout_seconds: float,
 ) -> Snapshot:
+    # Before: the snapshot ends with the next command.
+    timeline = read_timeline(walsender)
     deadline = _Deadline(control, walsender, timeout_seconds)
     try:
         with deadline, walsender.cursor() as cursor:
-            cursor.execute(create_slot_command(slot, temporary, walsender.server_version))
+            cursor.execute(command)
             _, consistent_point, name, _ = cursor.fetchone() or ("", "0/0", "", "")
     except psycopg2.Error as error:
         if not deadline.passed:
@@ -158,15 +171,22 @@ def _create_slot(
             f" cluster. Open: {waits}.",
             hint="End these transactions, or retry when they are over.",
         ) from None
-    return Snapshot(parse_lsn(consistent_point), name)
+    return Snapshot(parse_lsn(consistent_point), name, timeline)
 
 
-def create_slot_command(slot: str, temporary: bool, server_version: int) -> sql.Composed:
+def create_slot_command(
+    slot: str, temporary: bool, server_version: int, *, failover: bool = False
+) -> sql.Composed:
     """Build the replication command; servers before 15 know the option by another name."""
+    options = "EXPORT_SNAPSHOT"
+    if failover and server_version >= _VERSION_WITH_FAILOVER_SLOTS:
+        options = "(SNAPSHOT 'export', FAILOVER)"
+    elif server_version >= 150000:
+        options = "(SNAPSHOT 'export')"
     return sql.SQL("CREATE_REPLICATION_SLOT {}{} LOGICAL pgoutput {}").format(
         sql.Identifier(slot),
         sql.SQL(" TEMPORARY" if temporary else ""),
-        sql.SQL("(SNAPSHOT 'export')" if server_version >= 150000 else "EXPORT_SNAPSHOT"),
+        sql.SQL(options),
     )
 
 

@@ -85,6 +85,7 @@ CREATE TABLE IF NOT EXISTS tenantferry.streams (
     touched_since      pg_lsn,              -- from this P on what is written stands in touched
     throttled_by       text,                -- what slows down the copy or the stream ...
     throttled_at       timestamptz,         -- ... as last seen then; it is over soon after
+    timeline           bigint,              -- of the source, that P is on; null until it is known
     PRIMARY KEY (tenant, direction)
 );
 ALTER TABLE tenantferry.streams ADD COLUMN IF NOT EXISTS source_position pg_lsn;
@@ -92,6 +93,7 @@ ALTER TABLE tenantferry.streams ADD COLUMN IF NOT EXISTS repairable boolean NOT 
 ALTER TABLE tenantferry.streams ADD COLUMN IF NOT EXISTS touched_since pg_lsn;
 ALTER TABLE tenantferry.streams ADD COLUMN IF NOT EXISTS throttled_by text;
 ALTER TABLE tenantferry.streams ADD COLUMN IF NOT EXISTS throttled_at timestamptz;
+ALTER TABLE tenantferry.streams ADD COLUMN IF NOT EXISTS timeline bigint;
 
 -- The rows that the forward stream has written since they were compared: a cutover compares these
 -- once more. Each row is written in the transaction of the rows that it tells of.

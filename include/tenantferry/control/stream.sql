@@ -5,6 +5,6 @@ SELECT
     streams.lease_until, coalesce(streams.lease_until <= clock_timestamp(), false),
     streams.changes, streams.transactions, streams.lag_seconds, streams.lag_measured_at,
     streams.lag_bytes, streams.reported_at, streams.error, streams.copy_again,
-    streams.repairable, (streams.touched_since - '0/0')::bigint
+    streams.repairable, (streams.touched_since - '0/0')::bigint, streams.timeline
 FROM tenantferry.streams
 WHERE streams.tenant = %s AND streams.direction = %s

@@ -88,6 +88,7 @@ class StreamRecord:
     :ivar repairable: ... or a validation that copies again what it finds to differ.
     :ivar touched_since: from this position on `tenantferry.control.touched` knows what was written.
     :ivar lag_seconds: round trip of the last marker; ``None`` is unknown, never zero.
+    :ivar timeline: of the source, that *position* is on; ``None`` until it is known.
     """
 
     tenant: str
@@ -111,6 +112,7 @@ class StreamRecord:
     copy_again: bool
     repairable: bool
     touched_since: int | None
+    timeline: int | None
 
 
 def origin_name(tenant: str) -> str:
@@ -161,11 +163,16 @@ def require_stream(
     return record
 
 
-def reset_stream(target: connection, tenant: str, position: int) -> None:
+def reset_stream(
+    target: connection, tenant: str, position: int, *, timeline: int | None = None
+) -> None:
     """
     Make the forward stream of a tenant begin at *position*, whatever it did before.
 
     A session that still streams this tenant is ended first.
+
+    :param timeline: of the source, that *position* is on; by default the stream's first start
+        takes the one that it finds.
 
     :param target: open transaction; the caller commits it with the first round.
     :raises TransientError: if the old session does not end in time.
@@ -184,8 +191,24 @@ def reset_stream(target: connection, tenant: str, position: int) -> None:
             (tenant, Direction.FORWARD),
         )
         cursor.execute(
-            "INSERT INTO tenantferry.streams (tenant, position, confirmed) VALUES (%s, %s, %s)",
-            (tenant, format_lsn(position), format_lsn(position)),
+            "INSERT INTO tenantferry.streams (tenant, position, confirmed, timeline)"
+            " VALUES (%s, %s, %s, %s)",
+            (tenant, format_lsn(position), format_lsn(position), timeline),
+        )
+
+
+def record_timeline(target: connection, tenant: str, *, timeline: int, confirmed: int) -> None:
+    """
+    Record which timeline of the source a forward stream follows from here on.
+
+    :param target: open transaction or autocommit.
+    :param confirmed: the slot was never confirmed beyond it on that timeline.
+    """
+    with target.cursor() as cursor:
+        cursor.execute(
+            "UPDATE tenantferry.streams SET timeline = %s, confirmed = %s"
+            " WHERE tenant = %s AND direction = %s",
+            (timeline, format_lsn(confirmed), tenant, Direction.FORWARD),
         )
 
 
@@ -288,11 +311,16 @@ def command(
     return command_id
 
 
-def record_failure(params: ConnectionParams, tenant: str, error: str) -> None:
+def record_failure(
+    params: ConnectionParams, tenant: str, error: str, *, compare_all: bool = False
+) -> None:
     """
     Record why a forward stream ended, unless another one has taken its place; commits.
 
     Where the target cannot be reached, the row keeps its last report.
+
+    :param compare_all: forget that what was written since the last comparison is known: the next
+        cutover compares everything.
     """
     try:
         with (
@@ -303,9 +331,10 @@ def record_failure(params: ConnectionParams, tenant: str, error: str) -> None:
             cursor.execute("SET LOCAL lock_timeout = '2s'")
             cursor.execute(_WAIT_LOCK, (tenant,))
             cursor.execute(
-                "UPDATE tenantferry.streams SET state = %s, error = %s"
+                "UPDATE tenantferry.streams SET state = %s, error = %s,"
+                " touched_since = CASE WHEN %s THEN NULL ELSE touched_since END"
                 " WHERE tenant = %s AND direction = %s",
-                (StreamState.FAILED, error, tenant, Direction.FORWARD),
+                (StreamState.FAILED, error, compare_all, tenant, Direction.FORWARD),
             )
     except errors.LockNotAvailable:
         logger.info("another stream has taken over tenant=%s", tenant)

@@ -68,8 +68,11 @@ from tenantferry.traffic.settlement import forget_former
 
 logger = logging.getLogger(__name__)
 
+# The name of a log file begins with the timeline, in hexadecimal digits.
 _START = """
-SELECT pg_current_wal_insert_lsn()::text, confirmed_flush_lsn <= pg_current_wal_insert_lsn()
+SELECT
+    pg_current_wal_insert_lsn()::text, confirmed_flush_lsn <= pg_current_wal_insert_lsn(),
+    ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::integer
 FROM pg_catalog.pg_replication_slots WHERE slot_name = %s AND database = current_database()
 """
 
@@ -209,8 +212,12 @@ class _Rollback:
                 hint='Look at the Dag "reverse_stream".',
             )
 
-    def _read_start(self) -> int:
-        """Return P, where the next forward stream begins: what lies before came from the target."""
+    def _read_start(self) -> tuple[int, int]:
+        """
+        Return where the next forward stream begins: what lies before came from the target.
+
+        :return: P, and the timeline of the source that it is a position of.
+        """
         with self._source.cursor() as cursor:
             cursor.execute(_START, (self._tenant.slot,))
             row = cursor.fetchone()
@@ -220,14 +227,15 @@ class _Rollback:
                 detail="It was dropped, invalidated or consumed in the write pause.",
                 hint="The retry creates it again.",
             )
-        return parse_lsn(row[0])
+        return parse_lsn(row[0]), row[2]
 
-    def _flip(self, start: int, final_lsn: int, on_step: OnStep) -> None:
+    def _flip(self, start: tuple[int, int], final_lsn: int, on_step: OnStep) -> None:
         target, key = self._target, self._tenant.key
         with self._pause.deciding():
             self._pause.router.flip_back(former=self._way.cutover, attempt=self._pause.id)
             on_step("files")
-            reset_stream(target, key, start)
+            position, timeline = start
+            reset_stream(target, key, position, timeline=timeline)
             end_grace(target, key, why=GraceEnd.ROLLED_BACK)
             emit_grace_over(target, key)
             take_over(target, key, run_id=self._move.run_id)

@@ -262,5 +262,6 @@ def _ensure_slot(move: Move, source: connection) -> None:
         slot=slot,
         temporary=False,
         timeout_seconds=move.tenant.slot_timeout_seconds,
+        failover=True,
     ):
         logger.info("created replication slot %s on the source", slot)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import psycopg2
+from psycopg2 import errors
 
 from tenantferry.errors import PermanentError, TenantferryError, TransientError
+
+
+class RefusedValueError(PermanentError):
+    """The server does not take a value of what was sent to it."""
 
 
 def explain(error: psycopg2.Error, doing: str) -> TenantferryError:
@@ -20,4 +25,6 @@ def explain(error: psycopg2.Error, doing: str) -> TenantferryError:
     # Connection lost, shutdown, deadlock, serialization, disk full, no memory, cancelled.
     if isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):
         return TransientError(f"could not {doing}", detail=detail)
+    if isinstance(error, errors.InvalidTextRepresentation):
+        return RefusedValueError(f"cannot {doing}", detail=detail, hint=diag.message_hint or "")
     return PermanentError(f"cannot {doing}", detail=detail, hint=diag.message_hint or "")

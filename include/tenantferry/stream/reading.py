@@ -21,7 +21,7 @@ from tenantferry.stream.pgoutput import (
     Update,
     decode,
 )
-from tenantferry.stream.relations import Relations
+from tenantferry.stream.relations import DriftError, Relations
 from tenantferry.stream.walsender import Walsender
 
 # After so many messages the stream looks at its other duties.
@@ -47,6 +47,7 @@ class Reader:
         self._changes: dict[int, Changes | None] = {}
         self._waiting: Begin | None = None
         self._size = 0
+        self._commit_lsn = 0
         self.batch = Batch()
         self.limit: int | None = None
         self.in_transaction = False
@@ -122,6 +123,7 @@ class Reader:
         if message.final_lsn < self._position:
             # START_REPLICATION leaves these out; applying one twice would break the invariant.
             raise BrokenStreamError("the source sent a transaction that is applied already")
+        self._commit_lsn = message.final_lsn
         self.in_transaction = True
 
     def _commit(self, message: Commit) -> None:
@@ -132,7 +134,11 @@ class Reader:
         batch.commit_time = message.commit_time
 
     def _relation(self, message: Relation) -> None:
-        self._relations.learn(message)
+        try:
+            self._relations.learn(message)
+        except DriftError as drift:
+            drift.commit_lsn = self._commit_lsn
+            raise
         self._changes.pop(message.oid, None)
 
     def _insert(self, message: Insert) -> None:

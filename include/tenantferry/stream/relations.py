@@ -10,6 +10,7 @@ from psycopg2.extensions import connection
 
 from tenantferry.errors import PermanentError
 from tenantferry.schema.model import Table
+from tenantferry.stream.advice import advise
 from tenantferry.stream.netchange import Changes, KeyedChanges, KeylessChanges
 from tenantferry.stream.pgoutput import Relation
 
@@ -24,15 +25,22 @@ _ROOT = (
     " JOIN pg_catalog.pg_namespace AS schemas ON schemas.oid = classes.relnamespace"
     " WHERE classes.oid = pg_partition_root(%s)"
 )
-TENANT_COLUMN = "tenant_id"
-_DRIFT_HINT = (
-    'Make both sides the same and clear the task "stream_cdc"; if the source sent rows of both'
-    ' shapes, clear the task "backfill" and those after it.'
+_OIDS = (
+    "SELECT to_regclass(format('%%I.%%I', tables.schema, tables.name))::oid"
+    " FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY AS tables (schema, name, number)"
+    " ORDER BY number"
 )
+TENANT_COLUMN = "tenant_id"
 
 
 class DriftError(PermanentError):
-    """A table does not look the same on both sides. No row of its new shape was applied."""
+    """
+    A table does not look the same on both sides. No row of its new shape was applied.
+
+    :ivar commit_lsn: of the first transaction that has such a row, where that is known.
+    """
+
+    commit_lsn: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +104,7 @@ class Relations:
             for t in self._tables.values()
             if t.is_partitioned and t.replica_identity == "f"
         }
+        self._oids = _read_oids(source, list(self._tables))
         self._known: dict[int, tuple[Relation, StreamedTable | None]] = {}
 
     def __getitem__(self, oid: int) -> StreamedTable | None:
@@ -115,10 +124,24 @@ class Relations:
         if known is not None and known[0] == relation:
             return
         table = self._tables.get((relation.schema, relation.name))
+        self._check_name(relation)
         if table is None and relation.identity != "f":
             self._check_partition(relation)
         streamed = None if table is None else self._check(relation, table)
         self._known[relation.oid] = relation, streamed
+
+    def _check_name(self, relation: Relation) -> None:
+        """Check that a table of the move still has its name, and is not taken for another one."""
+        name = f"{relation.schema}.{relation.name}"
+        at_start = self._oids.get(relation.oid)
+        if at_start is None or at_start == (relation.schema, relation.name):
+            return
+        raise DriftError(
+            f'table "{".".join(at_start)}" of the source was renamed',
+            detail=f'Its changes come as those of "{name}". None of these was applied.',
+            hint='Clear the task "preflight" and those after it: the tenant is copied again, under'
+            " the names that the source has then.",
+        )
 
     def _check_partition(self, relation: Relation) -> None:
         """Check that the old rows of a partition may pass for those of its root."""
@@ -141,11 +164,15 @@ class Relations:
         target = read_written_columns(self._target, table.schema, table.name)
         names = [column.name for column in relation.columns]
         sent = list(zip(names, read_type_names(self._source, relation), strict=True))
-        at_start = table.copied_columns
-        for side, columns in ("target", target), ("source at the start of the stream", at_start):
-            expected = [(column.name, column.type_name) for column in columns]
-            check_same_columns(table.label, side, sent, expected, sender="source", hint=_DRIFT_HINT)
-        if relation.identity in "di":
+        expected = [(column.name, column.type_name) for column in target]
+        if sent != expected:
+            now = read_written_columns(self._source, table.schema, table.name)
+            hint = advise(
+                self._source, table.qualified, sent, expected,
+                now=[(column.name, column.type_name) for column in now],
+            )  # fmt: skip
+            check_same_columns(table.label, "target", sent, expected, sender="source", hint=hint)
+        if relation.identity in "di" or not set(table.key) <= set(names):
             _check_key(table, [c.name for c in relation.columns if c.in_key])
         key = () if _is_deferrable(table) else table.key
         return StreamedTable(
@@ -155,6 +182,14 @@ class Relations:
             tuple(names.index(name) for name in key),
             only=table.only,
         )
+
+
+def _read_oids(source: connection, names: Sequence[tuple[str, str]]) -> dict[int, tuple[str, str]]:
+    """Return the tables by their oid; without those that are gone."""
+    with source.cursor() as cursor:
+        cursor.execute(_OIDS, ([schema for schema, _ in names], [name for _, name in names]))
+        found = zip(cursor.fetchall(), names, strict=True)
+    return {oid: name for (oid,), name in found if oid is not None}
 
 
 def read_type_names(sender: connection, relation: Relation) -> list[str]:

@@ -18,6 +18,7 @@ from tenantferry.control.streams import (
     StreamRecord,
     StreamState,
     record_failure,
+    record_timeline,
     require_stream,
 )
 from tenantferry.errors import TenantferryError
@@ -26,15 +27,18 @@ from tenantferry.lsn import format_lsn
 from tenantferry.schema.model import Table
 from tenantferry.stream.answers import Answers, Order
 from tenantferry.stream.applier import APPLY_SETTINGS, Applier
-from tenantferry.stream.failures import explain
+from tenantferry.stream.draining import apply_before
+from tenantferry.stream.failures import RefusedValueError, explain
 from tenantferry.stream.heartbeat import Heartbeat
+from tenantferry.stream.labels import check_labels
 from tenantferry.stream.loop import Loop
 from tenantferry.stream.partial import CopiedPart, settle_part
 from tenantferry.stream.progress import TargetProgress
 from tenantferry.stream.reading import Reader
-from tenantferry.stream.relations import Relations, can_send_binary
+from tenantferry.stream.relations import DriftError, Relations, can_send_binary
 from tenantferry.stream.remembering import Memory
 from tenantferry.stream.scope import forward_scope
+from tenantferry.stream.standing import find_standing
 from tenantferry.stream.takeover import settle_origin, take_slot, take_target
 from tenantferry.stream.walsender import Walsender
 from tenantferry.stream.worker import Worker
@@ -90,14 +94,26 @@ def run_stream(
     :raises PermanentError: if the stream cannot go on without a person: the tables have changed,
         the slot was lost, the target does not hold what it should. Nothing more was applied.
     """
-    try:
+
+    def start(before: int | None = None) -> StreamResult:
         with ExitStack() as stack:
             return _stream(
                 stack, source_params, target_params, tenant, tables, stop=stop,
                 batch_bytes=batch_bytes, while_copying=while_copying, throttle=throttle,
+                before=before,
             )  # fmt: skip
+
+    try:
+        try:
+            return start()
+        except DriftError as drift:
+            if drift.commit_lsn is not None:
+                # Once the target has the new shape, rows of the old one do not fit any more.
+                start(before=drift.commit_lsn)
+            raise
     except TenantferryError as error:
-        record_failure(target_params, tenant.key, str(error))
+        is_drift = isinstance(error, DriftError)
+        record_failure(target_params, tenant.key, str(error), compare_all=is_drift)
         raise
     except psycopg2.Error as error:
         explained = explain(error, f'stream tenant "{tenant.key}"')
@@ -116,6 +132,7 @@ def _stream(
     batch_bytes: int,
     while_copying: bool,
     throttle: Throttle,
+    before: int | None,
 ) -> StreamResult:
     purpose = f"stream {tenant.key}"
 
@@ -139,7 +156,9 @@ def _stream(
     source = stack.enter_context(
         closing(open_connection(source_params, purpose=purpose, autocommit=True))
     )
-    take_slot(source, tenant, confirmed=record.confirmed)
+    standing = find_standing(source_params, record)
+    take_slot(source, tenant, standing)
+    record_timeline(control, tenant.key, timeline=standing.timeline, confirmed=standing.confirmed)
     copied = settle_part(source, applying, tenant, tables, while_copying=while_copying)
     answers.end(StreamState.STARTING, None)
     walsender = stack.enter_context(
@@ -149,25 +168,32 @@ def _stream(
             purpose=purpose,
             position=record.position,
             binary=can_send_binary(source, [table.qualified for table in tables]),
+            timeline=standing.timeline,
         )
     )
     logger.info("stream starts tenant=%s position=%s", tenant.key, format_lsn(record.position))
     applying.autocommit = False
-    worker = stack.enter_context(
-        closing(Worker(_make_applier(applying, tenant, record, copied), applying))
-    )
+    applier = _make_applier(applying, tenant, record, copied)
+    reader = Reader(walsender, Relations(source, control, tables), position=record.position)
+    if before is not None:
+        apply_before(before, walsender, reader, applier, batch_bytes=batch_bytes, stop=stop)
+        return _result(require_stream(control, tenant.key), StreamState.INTERRUPTED)
     loop = Loop(
         walsender=walsender,
-        reader=Reader(walsender, Relations(source, control, tables), position=record.position),
-        worker=worker,
+        reader=reader,
+        worker=stack.enter_context(closing(Worker(applier, applying))),
         answers=answers,
         heartbeat=Heartbeat(source, tenant.key),
         position=record.position,
-        confirmed=record.confirmed,
+        confirmed=standing.confirmed,
         byte_limit=batch_bytes,
         turns=throttle.turns(),
     )
-    state = loop.run(stop)
+    try:
+        state = loop.run(stop)
+    except RefusedValueError:
+        check_labels(source, control)
+        raise
     answers.end(state, None)
     result = _result(require_stream(control, tenant.key), state)
     logger.info("stream ends tenant=%s reason=%s", tenant.key, result.reason)

@@ -12,11 +12,11 @@ from tenantferry.control.streams import END_SESSION_TIMEOUT_SECONDS, lock_stream
 from tenantferry.errors import CopyAgainError, TransientError
 from tenantferry.fleet.declaration import Tenant
 from tenantferry.lsn import format_lsn, parse_lsn
+from tenantferry.stream.standing import COPY_AGAIN, Standing
 
 logger = logging.getLogger(__name__)
 
 _SLOT = resources.files("tenantferry.stream").joinpath("slot.sql").read_text("utf-8")
-_COPY_AGAIN = 'The tenant must be copied again: clear the task "backfill" and those after it.'
 
 
 class LostChangesError(CopyAgainError):
@@ -69,7 +69,7 @@ def settle_origin(
             f'replication origin "{name}" and the stream\'s position disagree',
             detail=f"The origin is at {'nothing' if progress is None else format_lsn(progress)},"
             f" the position at {format_lsn(position)}.",
-            hint=_COPY_AGAIN,
+            hint=COPY_AGAIN,
         )
     if progress > position:
         logger.info(
@@ -87,12 +87,12 @@ def settle_origin(
             cursor.execute("SELECT pg_replication_origin_session_setup(%s)", (name,))
 
 
-def take_slot(source: connection, tenant: Tenant, *, confirmed: int) -> None:
+def take_slot(source: connection, tenant: Tenant, standing: Standing) -> None:
     """
     Check that the slot still holds everything after P, and end a session of ours that uses it.
 
     :param source: in autocommit.
-    :param confirmed: LSN beyond which we never confirmed the slot.
+    :param standing: of the server that *source* is a session on.
     :raises LostChangesError: if the slot is gone, invalidated, or was consumed by somebody else.
     :raises TransientError: if another session does not give way.
     """
@@ -102,7 +102,9 @@ def take_slot(source: connection, tenant: Tenant, *, confirmed: int) -> None:
             row = cursor.fetchone()
             if row is None:
                 raise LostChangesError(
-                    f'replication slot "{tenant.slot}" does not exist', hint=_COPY_AGAIN
+                    f'replication slot "{tenant.slot}" does not exist',
+                    detail=_tell_failover(standing),
+                    hint=COPY_AGAIN,
                 )
             active_pid, is_ours, confirmed_text, is_lost, reason = row
             if is_lost:
@@ -110,11 +112,11 @@ def take_slot(source: connection, tenant: Tenant, *, confirmed: int) -> None:
                     f'replication slot "{tenant.slot}" was invalidated',
                     detail=f'The source says "{reason}". It has removed changes that the target'
                     " does not have.",
-                    hint=f"{_COPY_AGAIN} Raise max_slot_wal_keep_size or"
+                    hint=f"{COPY_AGAIN} Raise max_slot_wal_keep_size or"
                     " idle_replication_slot_timeout of the source before.",
                 )
             if active_pid is None:
-                _check_confirmed(tenant, parse_lsn(confirmed_text), confirmed)
+                _check_confirmed(tenant, parse_lsn(confirmed_text), standing.confirmed)
                 return
             if not is_ours:
                 break
@@ -130,11 +132,20 @@ def take_slot(source: connection, tenant: Tenant, *, confirmed: int) -> None:
     )
 
 
+def _tell_failover(standing: Standing) -> str:
+    if standing.switch_point is None:
+        return ""
+    return (
+        f"The source failed over to a standby, at {format_lsn(standing.switch_point)}. From"
+        " PostgreSQL 17 on a standby with sync_replication_slots keeps a copy of the slot."
+    )
+
+
 def _check_confirmed(tenant: Tenant, slot_lsn: int, confirmed: int) -> None:
     if slot_lsn > confirmed:
         raise LostChangesError(
             f'replication slot "{tenant.slot}" was consumed by somebody else',
             detail=f"It is confirmed up to {format_lsn(slot_lsn)}, the stream has confirmed"
             f" {format_lsn(confirmed)}. Changes between them are lost.",
-            hint=_COPY_AGAIN,
+            hint=COPY_AGAIN,
         )

@@ -13,6 +13,7 @@ import psycopg2
 from tenantferry.connections import ConnectionParams, open_replication_connection
 from tenantferry.errors import TransientError
 from tenantferry.stream.copyboth import CopyBoth
+from tenantferry.timelines import read_timeline
 
 _M = TypeVar("_M")
 _DATA, _KEEPALIVE = b"wk"
@@ -39,6 +40,7 @@ class Walsender:
     :param binary: ask for binary values of all types that have them, else for text of all.
     :param skip_replicated: ask for no transaction that came by replication itself. Servers before
         16 send these all the same, each with an `Origin`.
+    :param timeline: that the server is expected to write; by default any.
     :ivar received: everything of ours that was committed before it has been returned.
     :ivar wants_reply: the server waits for a confirmation, e.g. in order to shut down.
     """
@@ -52,6 +54,7 @@ class Walsender:
         position: int,
         binary: bool,
         skip_replicated: bool = False,
+        timeline: int | None = None,
     ) -> None:
         self._session = open_replication_connection(sender, purpose=purpose)
         options = {
@@ -63,6 +66,7 @@ class Walsender:
         if skip_replicated and self._session.server_version >= _VERSION_WITH_ORIGIN_FILTER:
             options["origin"] = "none"
         try:
+            self._check_timeline(timeline)
             cursor = self._session.cursor()
             cursor.execute(_TEXT_SETTINGS)
             cursor.start_replication(
@@ -74,9 +78,19 @@ class Walsender:
                 f'could not start replication slot "{slot}"',
                 detail=" ".join(str(error).split()),
             ) from None
+        except TransientError:
+            self._session.close()
+            raise
         self._copy = CopyBoth(self._session)
         self.received = position
         self.wants_reply = False
+
+    def _check_timeline(self, expected: int | None) -> None:
+        if expected is not None and read_timeline(self._session) != expected:
+            raise TransientError(
+                "the server that has the slot is not the one that was looked at",
+                detail="It writes another timeline: a standby was promoted just now.",
+            )
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,247 @@
+"""A source that fails over to a physical standby: the move goes on, or says that it cannot."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+
+from standby import create_standby, cut_off, wait_until_replayed, wait_until_true
+from tenantferry.backfill.running import run_backfill
+from tenantferry.connections import open_connection
+from tenantferry.control.streams import StreamState
+from tenantferry.errors import TransientError
+from tenantferry.local.postgres import PostgresServer
+from tenantferry.schema.catalog import read_tables
+from tenantferry.schema.publication import ensure_publication
+from tenantferry.stream.catching_up import catch_up
+from tenantferry.stream.standing import ForkedError
+from tenantferry.stream.takeover import LostChangesError
+from tenantferry.stream.walsender import Walsender
+
+FailOver = Callable[[PostgresServer], None]
+
+newest = pytest.mark.parametrize("source_server", ["newest"], indirect=True)
+
+
+@pytest.fixture
+def source_server(
+    request: pytest.FixtureRequest,
+    source_server: PostgresServer,
+    newest_source_server: PostgresServer,
+) -> PostgresServer:
+    """The primary."""
+    return newest_source_server if hasattr(request, "param") else source_server
+
+
+@pytest.fixture
+def copied(source_server: PostgresServer) -> Iterator[Callable[..., PostgresServer]]:
+    """Make standbys of the primary that are gone after the test."""
+    standbys: list[PostgresServer] = []
+
+    def copy(**settings: str) -> PostgresServer:
+        standbys.append(create_standby(source_server, **settings))
+        return standbys[-1]
+
+    yield copy
+    for standby in standbys:
+        standby.stop("immediate")
+        shutil.rmtree(standby.directory)
+    source_server.psql(
+        "-c",
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
+        " WHERE slot_type = 'physical'",
+    )
+
+
+@pytest.fixture
+def fail_over(move: Any) -> Iterator[FailOver]:
+    """Promote a standby, and let the move reach it as its source."""
+    with ExitStack() as sessions:
+
+        def promote(standby: PostgresServer) -> None:
+            standby.psql("-c", "SELECT pg_promote()")
+            port = standby.superuser.port
+            move.source_params = replace(move.source_params, port=port)
+            move.source = sessions.enter_context(
+                closing(open_connection(move.source_params, purpose="test", autocommit=True))
+            )
+            owner = replace(move.source_params, user="app_owner", password="owner")
+            move.owner = sessions.enter_context(
+                closing(
+                    open_connection(
+                        owner, purpose="test client", autocommit=True,
+                        settings={"search_path": "public"},
+                    )
+                )
+            )  # fmt: skip
+
+        yield promote
+
+
+def begin(move: Any) -> None:
+    """Let the stream begin as a backfill does."""
+    move.pair("items", "id integer, name text")
+    tables = read_tables(move.source, move.tenant)
+    ensure_publication(move.source, move.tenant, tables)
+    run_backfill(
+        move.source_params, move.target_params, move.tenant, tables,
+        catch_up=partial(catch_up, move.source_params, move.target_params, move.tenant, tables),
+        report=lambda _: None,
+    )  # fmt: skip
+
+
+def stream_rows(move: Any, *statements: str) -> None:
+    with move.stream() as stream:
+        move.run(*statements)
+        stream.catch_up()
+
+
+def create_slot_by_hand(move: Any) -> None:
+    move.execute(
+        move.source, "SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", move.tenant.slot
+    )
+
+
+def copy_slot(move: Any, stream: Any, primary: PostgresServer, standby: PostgresServer) -> None:
+    """Let a standby keep the slot, which it does once the primary's has moved beyond the copy's."""
+    is_kept = (
+        "SELECT count(*) FROM pg_replication_slots WHERE synced AND NOT temporary"
+        f" AND slot_name = '{move.tenant.slot}'"
+    )
+    deadline = time.monotonic() + 60
+    while standby.psql("-c", is_kept) != "1":
+        assert time.monotonic() < deadline
+        primary.psql("-c", "SELECT pg_log_standby_snapshot()")
+        stream.catch_up()
+        wait_until_replayed(primary, standby)
+
+
+def test_a_source_that_lacks_what_the_target_has_is_noticed(
+    move: Any, copied: Callable[..., PostgresServer], fail_over: FailOver
+) -> None:
+    """The slot was made again by hand, and begins before P: nothing else speaks against it."""
+    begin(move)
+    standby = copied()
+    cut_off(standby)
+    stream_rows(
+        move,
+        "INSERT INTO items VALUES (1, 'only the old primary has it')",
+        "INSERT INTO items VALUES (2, (SELECT string_agg(md5(i::text), '')"
+        " FROM generate_series(1, 100000) AS i))",
+    )
+    fail_over(standby)
+    create_slot_by_hand(move)
+    move.run("INSERT INTO items VALUES (3, 'only the new one has it')")
+
+    with move.stream() as stream:
+        error = stream.failure()
+
+    assert isinstance(error, ForkedError)
+    assert "lacks transactions that the target has" in error.message
+    assert "on timeline 2, and was only up to" in error.detail
+    assert '"backfill"' in error.hint
+    assert move.record.state is StreamState.FAILED
+    assert move.rows_of_ids("items") == [1, 2]
+
+
+def test_a_standby_that_does_not_have_the_slot_is_told_of(
+    *,
+    move: Any,
+    source_server: PostgresServer,
+    copied: Callable[..., PostgresServer],
+    fail_over: FailOver,
+) -> None:
+    begin(move)
+    standby = copied()
+    stream_rows(move, "INSERT INTO items VALUES (1, 'a')")
+    move.execute(
+        move.target, "UPDATE tenantferry.streams SET confirmed = confirmed + (1 << 30)::numeric"
+    )
+    wait_until_replayed(source_server, standby)
+    fail_over(standby)
+
+    with move.stream() as stream:
+        missing = stream.failure()
+    move.run("INSERT INTO items VALUES (2, 'b')")
+    create_slot_by_hand(move)
+    with move.stream() as stream:
+        too_late = stream.failure()
+
+    assert isinstance(missing, LostChangesError)
+    assert "does not exist" in missing.message
+    assert "failed over" in missing.detail
+    # What was confirmed on the old timeline says nothing about a slot on the new one.
+    assert isinstance(too_late, LostChangesError)
+    assert "was consumed" in too_late.message
+
+
+def test_a_stream_does_not_start_on_another_server_than_it_has_looked_at(move: Any) -> None:
+    begin(move)
+
+    with pytest.raises(TransientError, match="not the one that was looked at"):
+        Walsender(
+            move.source_params, slot=move.tenant.slot, purpose="test", position=0, binary=False,
+            timeline=7,
+        )  # fmt: skip
+
+
+@newest
+def test_a_move_goes_on_behind_a_standby_that_has_the_slot(
+    *,
+    move: Any,
+    source_server: PostgresServer,
+    copied: Callable[..., PostgresServer],
+    fail_over: FailOver,
+) -> None:
+    if source_server.installation.major < 17:
+        pytest.skip("slots can be synchronized from PostgreSQL 17 on")
+    source_server.psql("-c", "SELECT pg_create_physical_replication_slot('standby', true)")
+    begin(move)
+    standby = copied(
+        primary_slot_name="standby", hot_standby_feedback="on", sync_replication_slots="on"
+    )
+    with move.stream() as stream:
+        move.run("INSERT INTO items VALUES (1, 'a')", "INSERT INTO items VALUES (2, 'b')")
+        copy_slot(move, stream, source_server, standby)
+    move.run("UPDATE items SET name = 'c' WHERE id = 1")
+    wait_until_replayed(source_server, standby)
+    fail_over(standby)
+    before = move.record
+
+    stream_rows(move, "DELETE FROM items WHERE id = 2", "INSERT INTO items VALUES (3, 'd')")
+
+    assert (before.timeline, move.record.timeline) == (1, 2)
+    assert move.rows("items") == move.source_rows("items") == ["(1,c)", "(3,d)"]
+
+
+@newest
+def test_a_slot_that_was_idle_for_too_long_is_noticed(
+    move: Any, source_server: PostgresServer
+) -> None:
+    if source_server.installation.major < 18:
+        pytest.skip("idle slots are invalidated from PostgreSQL 18 on")
+    begin(move)
+    try:
+        source_server.psql("-c", "ALTER SYSTEM SET idle_replication_slot_timeout = '1s'",
+                           "-c", "SELECT pg_reload_conf()")  # fmt: skip
+        wait_until_true(
+            source_server,
+            "CHECKPOINT; SELECT invalidation_reason IS NOT NULL FROM pg_replication_slots"
+            f" WHERE slot_name = '{move.tenant.slot}'",
+        )
+    finally:
+        source_server.psql("-c", "ALTER SYSTEM RESET idle_replication_slot_timeout",
+                           "-c", "SELECT pg_reload_conf()")  # fmt: skip
+
+    with move.stream() as stream:
+        error = stream.failure()
+
+    assert isinstance(error, LostChangesError)
+    assert '"idle_timeout"' in error.detail
