@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tenantferry.errors import PermanentError
+from tenantferry.errors import PermanentError, TransientError
 from tenantferry.traffic.aliases import (
     forget_former,
     format_entry,
@@ -112,6 +115,32 @@ def test_replace_entry_refuses_an_unknown_alias(path: Path) -> None:
         replace_entry(path, "nobody", NEW, attempt=7)
 
     assert path.read_text("utf-8") == TEXT
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Let this process write no byte to any file, as where there is no room left."""
+    limit, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+
+
+def test_replace_entry_may_be_tried_again_when_the_disk_was_full(path: Path) -> None:
+    with pytest.raises(TransientError, match="could not read or replace"), full_disk():
+        replace_entry(path, "acme", NEW, attempt=7)
+    unchanged = path.read_text("utf-8")
+    replace_entry(path, "acme", NEW, attempt=7)
+
+    assert unchanged == TEXT
+    assert read_entry(path, "acme") == NEW
+
+
+def test_replace_entry_asks_for_a_person_when_the_file_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(PermanentError, match="cannot read or replace"):
+        replace_entry(tmp_path / "aliases.ini", "acme", NEW, attempt=7)
 
 
 def test_read_entry_understands_quotes(path: Path) -> None:

@@ -9,18 +9,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tenantferry.errors import PermanentError, TransientError
+from tenantferry.errors import PermanentError, TenantferryError, TransientError
 
 # Two edits take milliseconds; who holds the lock longer is not alive.
 LOCK_TIMEOUT_SECONDS = 5.0
 _LOCK_RECHECK_SECONDS = 0.005
+# What a person must change. A full disk, or a server of files that is away, may pass.
+_FACTS = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 def read_lines(path: Path) -> list[str]:
     """
     Return the lines of the file.
 
-    :raises PermanentError: if it cannot be read.
+    :raises PermanentError: if it is not there or closed to us.
+    :raises TransientError: if its disk does not answer.
     """
     try:
         return path.read_text("utf-8").splitlines()
@@ -33,8 +36,8 @@ def edit_lines(path: Path, edit: Callable[[list[str]], list[str]], *, force: boo
     Replace the lines of the file by what *edit* makes of them.
 
     :param force: swap the file even if nothing changes.
-    :raises PermanentError: if it cannot be read or replaced.
-    :raises TransientError: if another process keeps it locked.
+    :raises PermanentError: if it is not there or closed to us.
+    :raises TransientError: if another process keeps it locked, or its disk is full.
     """
     # A symbolic link stays one.
     path = path.resolve()
@@ -112,9 +115,16 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _refusal(path: Path, error: OSError) -> PermanentError:
-    return PermanentError(
-        f'cannot read or replace the alias file "{path.name}"',
-        detail=f"{error.strerror}: {path.parent}.",
-        hint="The user that Airflow's tasks run as must be able to write there.",
+def _refusal(path: Path, error: OSError) -> TenantferryError:
+    detail = f"{error.strerror}: {path.parent}."
+    if isinstance(error, _FACTS):
+        return PermanentError(
+            f'cannot read or replace the alias file "{path.name}"',
+            detail=detail,
+            hint="The user that Airflow's tasks run as must be able to write there.",
+        )
+    return TransientError(
+        f'could not read or replace the alias file "{path.name}"',
+        detail=detail,
+        hint="Make room on that disk if it is full; the file is as it was.",
     )
