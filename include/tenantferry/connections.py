@@ -148,6 +148,11 @@ def open_admin_console(params: ConnectionParams, *, purpose: str) -> connection:
     return opened
 
 
+def is_login_refused(reason: str) -> bool:
+    """Tell whether a server or a pooler has refused a login, rather than not been there."""
+    return any(fragment in reason for fragment in _PERMANENT_LOGIN_FAILURES)
+
+
 def _connect(params: ConnectionParams, purpose: str, **arguments: Any) -> Any:
     try:
         return psycopg2.connect(
@@ -173,7 +178,7 @@ def _connect(params: ConnectionParams, purpose: str, **arguments: Any) -> Any:
     except psycopg2.OperationalError as error:
         reason = " ".join(str(error).split())
         message = f'could not connect to "{params.describe()}"'
-        if any(fragment in reason for fragment in _PERMANENT_LOGIN_FAILURES):
+        if is_login_refused(reason):
             raise PermanentError(
                 message,
                 detail=reason,

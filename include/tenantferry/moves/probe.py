@@ -10,11 +10,16 @@ import psycopg2
 from psycopg2 import sql
 from psycopg2.extensions import cursor as cursor_type
 
-from tenantferry.connections import ConnectionParams, open_client_connection, open_connection
+from tenantferry.connections import (
+    ConnectionParams,
+    is_login_refused,
+    open_client_connection,
+    open_connection,
+)
 from tenantferry.control.pauses import record_probe
 from tenantferry.control.phases import AT_TARGET
 from tenantferry.control.registry import check_owner, require_registration
-from tenantferry.errors import PermanentError
+from tenantferry.errors import PermanentError, TenantferryError, TransientError
 from tenantferry.fleet import Tenant
 from tenantferry.moves.move import Move
 
@@ -93,6 +98,7 @@ def look(params: ConnectionParams, tenant: Tenant, *, database: str) -> ProbeSum
     Log in as the application and check that it is this tenant in the target.
 
     :raises PermanentError: if it is not, or cannot read or write.
+    :raises TransientError: if a server was lost meanwhile.
     """
     started = time.monotonic()
     with closing(open_client_connection(params, purpose=f"probe {tenant.key}")) as client:
@@ -103,11 +109,7 @@ def look(params: ConnectionParams, tenant: Tenant, *, database: str) -> ProbeSum
                 table = _try_table(cursor)
             client.rollback()
         except psycopg2.Error as error:
-            raise PermanentError(
-                f'the application of tenant "{tenant.key}" cannot work with the target',
-                detail=" ".join(str(error).split()),
-                hint=f'It logs in as "{params.describe()}".',
-            ) from None
+            raise _failure(error, params, tenant, side="the target") from None
     if (role, tenant_id, found, read_only) != (tenant.role, str(tenant.id), database, "off"):
         raise PermanentError(
             f'the application of tenant "{tenant.key}" does not reach the target as this tenant',
@@ -123,6 +125,7 @@ def look_at_source(params: ConnectionParams, tenant: Tenant, *, database: str) -
     Log in as the application and check that it works with its own database.
 
     :raises PermanentError: if it does not, or cannot read or write.
+    :raises TransientError: if a server was lost meanwhile.
     """
     started = time.monotonic()
     with closing(open_client_connection(params, purpose=f"probe {tenant.key}")) as client:
@@ -136,11 +139,7 @@ def look_at_source(params: ConnectionParams, tenant: Tenant, *, database: str) -
                     _try_to_write(cursor, sql.Identifier(*row[:2]), sql.Identifier(row[2]))
             client.rollback()
         except psycopg2.Error as error:
-            raise PermanentError(
-                f'the application of tenant "{tenant.key}" cannot work with its source',
-                detail=" ".join(str(error).split()),
-                hint=f'It logs in as "{params.describe()}".',
-            ) from None
+            raise _failure(error, params, tenant, side="its source") from None
     if (found, read_only) != (database, "off"):
         raise PermanentError(
             f'the application of tenant "{tenant.key}" does not reach its source',
@@ -150,6 +149,18 @@ def look_at_source(params: ConnectionParams, tenant: Tenant, *, database: str) -
         )
     table = ".".join(row[:2]) if row else ""
     return ProbeSummary(role, "", found, table, (time.monotonic() - started) * 1000)
+
+
+def _failure(
+    error: psycopg2.Error, params: ConnectionParams, tenant: Tenant, *, side: str
+) -> TenantferryError:
+    detail = " ".join(str(error).split())
+    hint = f'It logs in as "{params.describe()}".'
+    application = f'the application of tenant "{tenant.key}"'
+    is_lost = isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
+    if is_lost and not is_login_refused(detail):
+        return TransientError(f"{application} could not work with {side}", detail=detail, hint=hint)
+    return PermanentError(f"{application} cannot work with {side}", detail=detail, hint=hint)
 
 
 def _try_table(cursor: cursor_type) -> str:
