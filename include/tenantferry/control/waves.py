@@ -198,6 +198,12 @@ def stop_wave(target: connection, wave: int, *, reason: str) -> None:
             "UPDATE tenantferry.waves SET stop_reason = %s WHERE wave = %s AND stop_reason IS NULL",
             (reason, wave),
         )
+        # From now on this is what keeps the others from starting.
+        cursor.execute(
+            "UPDATE tenantferry.wave_members SET detail = NULL"
+            " WHERE wave = %s AND started_at IS NULL AND standing IS NULL",
+            (wave,),
+        )
 
 
 def end_wave(target: connection, wave: int) -> None:
