@@ -12,7 +12,12 @@ from tenantferry.control.phases import Phase
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 RUNBOOK = (PROJECT_ROOT / "docs" / "runbook.md").read_text("utf-8")
 # Words of Airflow and Postgres.
-FOREIGN = {"up_for_retry", "pg_restore"}
+FOREIGN = {
+    "up_for_retry",
+    "pg_restore",
+    "sync_replication_slots",
+    "synchronized_standby_slots",
+}
 
 
 def names_in(text: str) -> set[str]:
