@@ -48,6 +48,8 @@ def kill_tasks(fleet: DrillFleet) -> Killed:
         [(done, chunks)] = fleet.query(_CHUNKS, key)
         os.kill(pid, signal.SIGKILL)
         fleet.wait_until_gone(pid)
+    # A backfill that goes on catches up in a session of the same name.
+    fleet.wait_for_task(key, "stream_cdc", "running")
     os.kill(fleet.wait_for("a stream", lambda: fleet.find_session(f"stream {key}")), signal.SIGKILL)
     fleet.answer(key, "Approve")
     fleet.wait_for_success(key)

@@ -132,6 +132,11 @@ def test_cutover_compares_before_the_pause_what_was_written_since_the_validation
 
     cutover(stage.move)
 
+    # It says nothing new of the tenant.
+    assert rows(
+        stage.target,
+        "SELECT count(*) FROM tenantferry.phase_changes WHERE to_phase = 'validated'",
+    ) == [(1,)]
     # Two keys, of which one is gone, and five; the pause itself records no validation.
     assert rows(stage.target, f"{LOOKS} ORDER BY id") == [(True, 2, 2, 9, 0), (False, 2, 0, 6, 0)]
     assert attempts(stage) == [(True, False, None)]

@@ -145,18 +145,10 @@ def _conclude(
     matches = found.mismatches == 0
     with target:
         result = record_comparison(target, tenant, found, run_id=move.run_id)
-        change_phase(
-            target,
-            tenant.key,
-            Phase.VALIDATED if matches else Phase.STREAMING,
-            run_id=move.run_id,
-            lsn=result.position,
-            reason=f"validation {result.validation_id}: {result.rows} rows of"
-            f" {result.tables} tables, {result.mismatches} mismatches"
-            f"{f'; {result.witnessed}' if result.witnessed else ''}",
-        )
-        # What was done to others is not mended by copying the tenant again.
-        mark_copy_again(target, tenant.key, needed=differ, repairable=bool(found.differing))
+        if found.since is None or not matches:
+            _change_phase(target, move, result)
+            # What was done to others is not mended by copying the tenant again.
+            mark_copy_again(target, tenant.key, needed=differ, repairable=bool(found.differing))
         record_partitions(target, result.validation_id, partitions)
         if matches:
             forget_touched(target, tenant.key, before=result.position)
@@ -173,6 +165,19 @@ def _conclude(
             ' once more; or mend the rows and clear "validate".',
         )
     return result
+
+
+def _change_phase(target: connection, move: Move, result: ValidationResult) -> None:
+    change_phase(
+        target,
+        move.tenant.key,
+        Phase.STREAMING if result.mismatches else Phase.VALIDATED,
+        run_id=move.run_id,
+        lsn=result.position,
+        reason=f"validation {result.validation_id}: {result.rows} rows of"
+        f" {result.tables} tables, {result.mismatches} mismatches"
+        f"{f'; {result.witnessed}' if result.witnessed else ''}",
+    )
 
 
 def _compare(target: connection, move: Move, tables: Sequence[Table]) -> TenantComparison:
