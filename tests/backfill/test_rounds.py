@@ -7,18 +7,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import Any
 
 import pytest
 
 from round_stage import KillAfter, Rounds, die, fetch, in_process_that_is_killed, run
-from tenantferry.backfill import copying
-from tenantferry.backfill import rounds as engine
 from tenantferry.connections import open_connection
 from tenantferry.control.chunks import read_chunks
 from tenantferry.errors import TransientError
-from tenantferry.stream.applier import Applier
-from tenantferry.stream.progress import TargetProgress
+from tenantferry.failpoints import Point, listening
 from tenantferry.stream.running import run_stream
 from tenantferry.throttle import throttle as throttle_module
 from tenantferry.throttle.throttle import Throttle
@@ -75,23 +71,25 @@ def test_run_backfill_loses_only_chunks_in_flight_when_it_is_killed_in_round_two
 
 
 @pytest.mark.parametrize(
-    ("place", "name", "is_after"),
+    "point",
     [
-        pytest.param(engine, "drop_slot", False, id="caught_up_to_now"),
-        pytest.param(engine, "start_round", False, id="snapshot_taken"),
-        pytest.param(TargetProgress, "record", False, id="changes_written"),
-        pytest.param(TargetProgress, "record", True, id="position_written"),
-        pytest.param(Applier, "_commit", True, id="changes_committed"),
-        pytest.param(engine, "assign_chunks", False, id="caught_up_to_the_snapshot"),
-        pytest.param(engine, "_copy", False, id="chunks_assigned"),
-        pytest.param(copying, "mark_chunk_done", False, id="rows_written"),
-        pytest.param(copying, "mark_chunk_done", True, id="chunk_marked"),
-        pytest.param(engine, "_finish", False, id="chunk_committed"),
-        pytest.param(engine, "_finish", True, id="round_recorded"),
+        Point.CAUGHT_UP_TO_NOW,
+        Point.SNAPSHOT_TAKEN,
+        Point.ROUND_BEGUN,
+        Point.WRITTEN,
+        Point.POSITION_WRITTEN,
+        Point.COMMITTED,
+        Point.CAUGHT_UP,
+        Point.CHUNKS_GIVEN,
+        Point.CHUNK_COPIED,
+        Point.CHUNK_MARKED,
+        Point.CHUNK_COMMITTED,
+        Point.ROUND_ENDED,
     ],
+    ids=lambda point: point.partition(".")[2],
 )
 def test_a_round_that_is_killed_anywhere_is_followed_by_the_next_one(
-    items: Rounds, place: Any, name: str, *, is_after: bool
+    items: Rounds, point: Point
 ) -> None:
     items.copy_round()
     items.write(
@@ -101,16 +99,14 @@ def test_a_round_that_is_killed_anywhere_is_followed_by_the_next_one(
         "DELETE FROM items WHERE id IN (7, 17, 27)",
         "UPDATE items SET id = -2 WHERE id = 28",
     )
-    original = getattr(place, name)
 
-    def act_and_die(*args: Any, **kwargs: Any) -> None:
-        if is_after:
-            original(*args, **kwargs)
-        die()
+    def die_there(reached: Point) -> None:
+        if reached is point:
+            die()
 
     def run_and_die() -> None:
-        setattr(place, name, act_and_die)
-        items.copy_round()
+        with listening(die_there):
+            items.copy_round()
 
     in_process_that_is_killed(run_and_die)
     items.write("UPDATE items SET name = 'newer' WHERE id IN (4, 14, 24)")
@@ -118,6 +114,19 @@ def test_a_round_that_is_killed_anywhere_is_followed_by_the_next_one(
 
     assert result.rounds >= 3
     items.finish()
+
+
+def test_a_round_reaches_no_point_for_each_row(items: Rounds) -> None:
+    reached: list[Point] = []
+    items.copy_round()
+    # They come into the first chunk, which is copied.
+    items.write("INSERT INTO items SELECT -id, 'new', 'x' FROM generate_series(1, 2000) id")
+
+    with listening(reached.append):
+        items.copy_round()
+
+    assert Point.STAGED in reached
+    assert len(reached) < 100
 
 
 @contextmanager

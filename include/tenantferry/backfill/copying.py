@@ -20,6 +20,7 @@ from tenantferry.backfill.snapshot import Snapshot, import_snapshot
 from tenantferry.connections import ConnectionParams
 from tenantferry.control.chunks import mark_chunk_done
 from tenantferry.errors import TenantferryError, TransientError
+from tenantferry.failpoints import Point, reach
 from tenantferry.schema.model import Table
 from tenantferry.schema.own_rows import own_rows
 from tenantferry.throttle.throttle import UNTHROTTLED, Throttle
@@ -111,7 +112,10 @@ def copy_chunk(
             )  # fmt: skip
             _check_heap_file(job, table, source)
             source.rollback()
+            reach(Point.CHUNK_COPIED)
             _mark_done(job, chunk, target, rows, sum(sizes))
+            reach(Point.CHUNK_MARKED)
+        reach(Point.CHUNK_COMMITTED)
     except SourceFailedError as failure:
         raise _describe(failure.cause, f'read table "{table.label}"') from None
     except psycopg2.Error as error:

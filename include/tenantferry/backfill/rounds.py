@@ -42,6 +42,7 @@ from tenantferry.control.chunks import (
 )
 from tenantferry.control.streams import lock_stream, require_stream, reset_stream
 from tenantferry.errors import TransientError
+from tenantferry.failpoints import Point, reach
 from tenantferry.fleet import Tenant
 from tenantferry.lsn import format_lsn, parse_lsn
 from tenantferry.schema.model import Table
@@ -132,6 +133,7 @@ def copy_next_round(backfill: Backfill, source: connection, target: connection) 
     """
     tenant = backfill.tenant
     _catch_up_to_now(backfill, source)
+    reach(Point.CAUGHT_UP_TO_NOW)
     # Left behind by a process that died with its machine: the source has not noticed yet.
     drop_slot(source, tenant.round_slot)
     with target:
@@ -145,7 +147,9 @@ def copy_next_round(backfill: Backfill, source: connection, target: connection) 
     ) as snapshot:
         begun = _begin(backfill, target, number, snapshot, files)
         backfill.catch_up(snapshot.consistent_point)
+        reach(Point.CAUGHT_UP)
         chunks = _give_chunks(backfill, source, target, begun)
+        reach(Point.CHUNKS_GIVEN)
         _copy(backfill, target, begun, chunks)
     _finish(backfill, target, begun)
 
@@ -169,9 +173,11 @@ def _begin(
     backfill: Backfill, target: connection, number: int, snapshot: Snapshot, files: HeapFiles
 ) -> _Round:
     taken_at = time.monotonic()
+    reach(Point.SNAPSHOT_TAKEN)
     tenant = backfill.tenant.key
     with target:
         start_round(target, tenant, number=number, consistent_point=snapshot.consistent_point)
+    reach(Point.ROUND_BEGUN)
     logger.info(
         "round begins tenant=%s round=%s consistent_point=%s",
         tenant,
@@ -260,6 +266,7 @@ def _finish(backfill: Backfill, target: connection, begun: _Round) -> None:
             consistent_point=begun.snapshot.consistent_point,
         )
         records = read_chunks(target, tenant)
+    reach(Point.ROUND_ENDED)
     logger.info(
         "round ends tenant=%s round=%s snapshot_seconds=%.2f chunks=%s pending=%s",
         tenant,

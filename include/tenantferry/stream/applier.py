@@ -8,6 +8,7 @@ from psycopg2.extensions import connection
 from psycopg2.extensions import cursor as cursor_type
 
 from tenantferry.errors import TenantferryError
+from tenantferry.failpoints import Point, reach
 from tenantferry.lsn import format_lsn
 from tenantferry.stream.batch import Batch
 from tenantferry.stream.failures import explain
@@ -140,6 +141,7 @@ class Applier:
             stage.clear(cursor)
         stage.load(cursor, staged)
         stage.is_filled = True
+        reach(Point.STAGED)
         if self._copied is not None:
             staged = self._copied.thin_out(cursor, stage, staged)
         if self._memory is not None:
@@ -158,8 +160,11 @@ class Applier:
 
     def _commit(self, cursor: cursor_type, position: int, commit_time: int) -> None:
         step = Step(self.position, position, commit_time, self._changes, self._transactions)
+        reach(Point.WRITTEN)
         self._progress.record(cursor, step)
+        reach(Point.POSITION_WRITTEN)
         self._receiver.commit()
+        reach(Point.COMMITTED)
         self.position = position
         self._in_transaction = False
         self._changes = self._transactions = 0

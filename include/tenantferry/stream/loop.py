@@ -20,6 +20,7 @@ import threading
 import time
 
 from tenantferry.control.streams import StreamCommand, StreamState
+from tenantferry.failpoints import Point, reach
 from tenantferry.stream.answers import Answers, Order, Report
 from tenantferry.stream.heartbeat import Heartbeat
 from tenantferry.stream.reading import Reader
@@ -173,6 +174,7 @@ class Loop:
         if not self._has_batch_to_apply:
             return
         if self._order.command is not StreamCommand.RUN or self._turns.may_go():
+            reach(Point.BATCH_RECEIVED)
             self._worker.submit(self._reader.take_batch())
 
     def _may_read(self) -> bool:
@@ -209,6 +211,7 @@ class Loop:
             self._confirm(received)
 
     def _confirm(self, lsn: int) -> None:
+        reach(Point.CONFIRMING)
         self._walsender.confirm(lsn)
 
     def _report(self) -> Order:

@@ -29,6 +29,7 @@ from tenantferry.control.direction import Direction
 from tenantferry.control.graces import require_way_back
 from tenantferry.control.streams import require_stream
 from tenantferry.errors import TenantferryError, TransientError
+from tenantferry.failpoints import Point, reach
 from tenantferry.fleet import Tenant
 from tenantferry.lsn import format_lsn
 from tenantferry.reverse.positions import read_position
@@ -123,6 +124,7 @@ def aligned_view(
                     closing(_open(target_params, tenant, **PROBE_SETTINGS))
                 )
                 import_snapshot(probe, theirs, readonly=False)
+        reach(Point.ALIGNED)
         yield View(position, opened, probe, is_live=direction is Direction.REVERSE)
 
 
@@ -260,6 +262,7 @@ def _held(
     )
     stream = _Stream(target_params, tenant, direction)
     try:
+        reach(Point.HELD)
         yield stream
     finally:
         if not stream.released:

@@ -16,6 +16,7 @@ from tenantferry.backfill.chunk import Chunk
 from tenantferry.backfill.failures import describe_failure
 from tenantferry.control.validations import Difference
 from tenantferry.errors import TransientError
+from tenantferry.failpoints import Point, reach
 from tenantferry.schema.model import Table
 from tenantferry.validation.alignment import Lane, View
 from tenantferry.validation.digest import RowSet, read_digest, rows_of_chunk
@@ -132,6 +133,7 @@ def compare_rows(
     """
     label = source_rows.table.label
     try:
+        reach(Point.COMPARING)
         future = helpers.submit(read_digest, lane.target, target_rows)
         try:
             ours = read_digest(lane.source, source_rows)
