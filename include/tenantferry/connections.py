@@ -13,9 +13,18 @@ from psycopg2.extras import LogicalReplicationConnection
 from tenantferry.errors import PermanentError, TransientError
 
 _USER_TIMEOUT_MS = 60_000
+
+# Of our end: a dead peer is noticed within about a minute, not after two hours. Keepalives do not
+# count while something was sent that the peer has not answered.
+KEEPALIVES: Mapping[str, str] = {
+    "keepalives_idle": "20",
+    "keepalives_interval": "10",
+    "keepalives_count": "4",
+    "tcp_user_timeout": str(_USER_TIMEOUT_MS),
+}
 # Of the server's end. A machine that is lost says no farewell: without them, its sessions keep
 # their locks, and a step its tenant, for the two hours that a kernel waits by default.
-_KEEPALIVES: Mapping[str, str] = {
+SERVER_KEEPALIVES: Mapping[str, str] = {
     "tcp_keepalives_idle": "20",
     "tcp_keepalives_interval": "10",
     "tcp_keepalives_count": "4",
@@ -35,7 +44,7 @@ SESSION_SETTINGS: Mapping[str, str] = {
     "idle_session_timeout": "0",
     "default_transaction_read_only": "off",
     "row_security": "off",
-    **_KEEPALIVES,
+    **SERVER_KEEPALIVES,
 }
 
 # libpq reports a refused login only as text. These fragments are not translated by servers
@@ -112,7 +121,7 @@ def open_replication_connection(
         # A session that has exported a snapshot waits, within a transaction, until it is used.
         "idle_in_transaction_session_timeout": "0",
         "idle_session_timeout": "0",
-        **_KEEPALIVES,
+        **SERVER_KEEPALIVES,
     }
     opened: LogicalReplicationConnection = _connect(
         params,
@@ -163,17 +172,7 @@ def _connect(params: ConnectionParams, purpose: str, **arguments: Any) -> Any:
             dbname=params.database,
             # Postgres cuts a longer application_name at 63 bytes.
             application_name=f"tenantferry {purpose}"[:63],
-            # A dead peer is noticed within about a minute, not after two hours.
-            keepalives_idle=20,
-            keepalives_interval=10,
-            keepalives_count=4,
-            # Keepalives do not count while something was sent that the peer has not answered.
-            **{
-                "connect_timeout": 10,
-                "tcp_user_timeout": _USER_TIMEOUT_MS,
-                **params.options,
-                **arguments,
-            },
+            **{"connect_timeout": 10, **KEEPALIVES, **params.options, **arguments},
         )
     except psycopg2.OperationalError as error:
         reason = " ".join(str(error).split())

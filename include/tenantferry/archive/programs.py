@@ -15,7 +15,7 @@ from typing import IO
 
 from psycopg2.extensions import make_dsn
 
-from tenantferry.connections import ConnectionParams
+from tenantferry.connections import KEEPALIVES, ConnectionParams
 from tenantferry.errors import PermanentError, TransientError
 
 logger = logging.getLogger(__name__)
@@ -26,8 +26,6 @@ _PACKAGES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin")
 # Secrets go by the environment, which only our own account can read. The one for the key of a
 # client certificate has no variable there.
 _SECRETS = frozenset({"password", "sslpassword"})
-# A dump takes hours; a server that is lost is noticed within about a minute.
-_KEEPALIVES = {"keepalives_idle": "20", "keepalives_interval": "10", "keepalives_count": "4"}
 # Parts of their messages, which are not translated: see LC_ALL below. A dump that fails for another
 # reason is worth another try; a restore that does would only repeat it.
 _DUMP_REFUSED = (
@@ -72,7 +70,7 @@ class Programs:
             user=params.user,
             dbname=params.database,
             application_name=f"tenantferry {purpose}"[:63],
-            **{"connect_timeout": "10", **_KEEPALIVES, **params.options},
+            **{"connect_timeout": "10", **KEEPALIVES, **params.options},
         )
         return [str(self.folder / name), "--no-password", f"--dbname={dsn}"]
 
