@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 PURPOSE = run
 MINUTES ?= 10
 # Where tests are marked "soak".
-SOAK_TESTS = tests/model
+SOAK_TESTS = tests/model tests/faults
 SCRIPT ?= .local/model/failed.sql
 export TENANTS ROWS RATE TENANT_SQL SOURCE_PG TARGET_PG KEEP STORY SOAK_SEED
 # Airflow and its workers are started by name, so the environment comes first on PATH.
