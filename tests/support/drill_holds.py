@@ -92,9 +92,11 @@ def hold_rows_to_change(fleet: DrillFleet, key: str) -> Hold:
 
 
 def hold_registration(fleet: DrillFleet, key: str) -> Hold:
-    """Make every change of the tenant's phase wait."""
+    """Make every change of the tenant's phase wait, and no record that only refers to the tenant."""
     return Hold(
-        target_of(fleet), "SELECT FROM tenantferry.tenants WHERE tenant = %s FOR UPDATE", key
+        target_of(fleet),
+        "SELECT FROM tenantferry.tenants WHERE tenant = %s FOR NO KEY UPDATE",
+        key,
     )
 
 
