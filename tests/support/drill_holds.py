@@ -92,11 +92,19 @@ def hold_rows_to_change(fleet: DrillFleet, key: str) -> Hold:
 
 
 def hold_registration(fleet: DrillFleet, key: str) -> Hold:
-    """Make every change of the tenant's phase wait, and no record that only refers to the tenant."""
+    """Make every change of the tenant's phase wait, and no record that refers to the tenant."""
     return Hold(
         target_of(fleet),
         "SELECT FROM tenantferry.tenants WHERE tenant = %s FOR NO KEY UPDATE",
         key,
+    )
+
+
+def hold_publication(fleet: DrillFleet, key: str) -> Hold:
+    """Make the source wait before it forgets about the move."""
+    return Hold(
+        fleet.local.source.superuser.with_database(key),
+        sql.SQL("COMMENT ON PUBLICATION {} IS 'held'").format(sql.Identifier(f"tenantferry_{key}")),
     )
 
 

@@ -12,6 +12,7 @@ import psycopg2
 from drill_fleet import Attempt, DrillFleet
 from drill_holds import (
     hold_fence,
+    hold_publication,
     hold_registration,
     hold_resumed,
     hold_role,
@@ -102,10 +103,12 @@ def bring_to(
     """
     target = target_of(fleet)
     cutover, handshake = f"cutover {key}", f"handshake {key}"
-    if step == "resumed":  # the attempt is over, the tenant is live, and its stream not ended
-        holds.enter_context(hold_stream_row(fleet, key))
+    if step == "resumed":  # the attempt is over, the tenant is live, and its source knows the move
+        holds.enter_context(hold_publication(fleet, key))
         begin()
-        return _wait_until_waiting(fleet, key, target, handshake, None)
+        return _wait_until_waiting(
+            fleet, key, fleet.local.source.superuser, f"complete {key}", None
+        )
     # Everything that the next holds would be in the way of is done when it waits for this one.
     registration = holds.enter_context(hold_registration(fleet, key))
     begin()
