@@ -104,7 +104,10 @@ def hold_publication(fleet: DrillFleet, key: str) -> Hold:
     """Make the source wait before it forgets about the move."""
     return Hold(
         fleet.local.source.superuser.with_database(key),
-        sql.SQL("COMMENT ON PUBLICATION {} IS 'held'").format(sql.Identifier(f"tenantferry_{key}")),
+        # It is fenced already.
+        sql.SQL("SET TRANSACTION READ WRITE; COMMENT ON PUBLICATION {} IS 'held'").format(
+            sql.Identifier(f"tenantferry_{key}")
+        ),
     )
 
 
