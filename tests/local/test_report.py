@@ -254,7 +254,7 @@ def test_progress_view_has_rate_and_eta_in_the_middle_of_a_copy(target: connecti
     assert found == {
         "tenant": "acme", "phase": "backfilling", "tables": 2, "chunks": 3, "chunks_done": 2,
         "rows": 200, "estimated_rows": 250, "bytes": 2500, "lag_seconds": None, "changes": 0,
-        "lag_measured_at": None, "rounds": 1,
+        "lag_measured_at": None, "rounds": 1, "throttled_by": None,
     }  # fmt: skip
     assert held == pytest.approx([10, 10], rel=0.2)
     assert rate == pytest.approx(20, rel=0.2)

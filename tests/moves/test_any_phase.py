@@ -9,7 +9,7 @@ import pytest
 
 from move_stage import Stage, rows
 from tenantferry.control.phases import Phase
-from tenantferry.errors import CopyAgainError, TransientError
+from tenantferry.errors import CopyAgainError, PermanentError, TransientError
 from tenantferry.moves.backfill import backfill
 from tenantferry.moves.cutover import cutover
 from tenantferry.moves.lag import measure_lag
@@ -139,7 +139,7 @@ def test_a_table_made_after_the_backfill_is_copied_with_the_others(stage: Stage)
     rows(stage.source, "CREATE TABLE public.later (id int PRIMARY KEY)")
     rows(stage.source, "INSERT INTO public.later VALUES (1), (2)")
     rows(stage.source, "RESET ROLE")
-    with pytest.raises(CopyAgainError, match="later"):
+    with pytest.raises(PermanentError, match="later"):
         validate(stage.move)
 
     prepare(stage.move)
