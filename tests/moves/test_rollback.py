@@ -34,6 +34,7 @@ from tenantferry.moves.probe import probe
 from tenantferry.moves.rollback import rollback
 from tenantferry.moves.rollback_readiness import speaks_english
 from tenantferry.moves.validate import validate
+from tenantferry.reverse import loop
 from tenantferry.traffic.fence import lower_fence, plan_fence
 from tenantferry.traffic.settlement import settle
 from traffic_clients import Writers
@@ -173,11 +174,21 @@ def before(stage: Stage) -> tuple[list[str], str]:
     return stage.acl(), aliases(stage)
 
 
+_HAS_REPORTED = (
+    "SELECT reported_at IS NOT NULL FROM tenantferry.streams WHERE direction = 'reverse'"
+)
+
+
 @pytest.fixture
-def live(stage: Stage, before: object) -> Iterator[Stage]:
-    """A live tenant whose reverse stream runs."""
+def live(stage: Stage, before: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    """A live tenant whose reverse stream runs, and publishes no new table by itself."""
+    monkeypatch.setattr(loop, "PUBLISH_SECONDS", 3600.0)
     cutover(stage.move)
     with stage.reversing():
+        # What it publishes when it starts comes before its first report.
+        deadline = time.monotonic() + 30
+        while rows(stage.target, _HAS_REPORTED) != [(True,)]:
+            assert time.monotonic() < deadline
         yield stage
 
 
