@@ -7,6 +7,7 @@ from functools import partial
 from uuid import UUID
 
 import pytest
+from psycopg2 import sql
 from psycopg2.extensions import connection
 
 from round_stage import Rounds
@@ -51,12 +52,17 @@ def create_pair(source_owner: connection, target: connection) -> CreatePair:
     """Create one table on both sides: name, columns, key columns (may be empty)."""
 
     def create(name: str, columns: str, key: str) -> None:
-        narrow = f", PRIMARY KEY ({key})" if key else ""
-        wide = f", PRIMARY KEY (tenant_id, {key})" if key else ""
-        with source_owner.cursor() as cursor:
-            cursor.execute(f"CREATE TABLE public.{name} ({columns}{narrow})")
-        with target.cursor() as cursor:
-            cursor.execute(f"CREATE TABLE public.{name} ({columns}, tenant_id uuid NOT NULL{wide})")
+        table = sql.Identifier("public", name)
+        made = sql.SQL("CREATE TABLE {} ({})")
+        key_sql = sql.SQL(key)
+        narrow: list[sql.Composable] = [sql.SQL(columns)]
+        wide = [*narrow, sql.SQL("tenant_id uuid NOT NULL")]
+        if key:
+            narrow.append(sql.SQL("PRIMARY KEY ({})").format(key_sql))
+            wide.append(sql.SQL("PRIMARY KEY (tenant_id, {})").format(key_sql))
+        for session, parts in ((source_owner, narrow), (target, wide)):
+            with session.cursor() as cursor:
+                cursor.execute(made.format(table, sql.SQL(", ").join(parts)))
 
     return create
 

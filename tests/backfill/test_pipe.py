@@ -45,7 +45,7 @@ def copy(
     return copy_between(
         reader,
         loader,
-        copy_out=sql.SQL(f"COPY ({select}) TO STDOUT (FORMAT binary)").format(),
+        copy_out=sql.SQL("COPY ({}) TO STDOUT (FORMAT binary)").format(sql.SQL(select)),
         copy_in=COPY_IN,
         stop=stop or threading.Event(),
         is_refused=is_refused,

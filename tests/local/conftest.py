@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -16,6 +17,7 @@ import psycopg2
 import pytest
 from psycopg2.extensions import connection
 
+from tenantferry.connections import open_client_connection
 from tenantferry.local.client import JOURNAL_NAME, SUMMARY_NAME
 from tenantferry.local.loading import adopt_objects, load_sample
 from tenantferry.local.measurements import Summary, read_summary
@@ -53,8 +55,10 @@ class Application:
             dbname=self.database,
         )  # fmt: skip
 
-    def execute(self, statement: str) -> None:
-        self.server.psql("-c", statement, database=self.database)
+    def execute(self, statement: str, *values: object) -> None:
+        params = self.server.superuser.with_database(self.database)
+        with closing(open_client_connection(params, purpose="test")) as session, session:
+            session.cursor().execute(statement, values or None)
 
     @property
     def journal(self) -> Path:

@@ -43,7 +43,7 @@ def test_audit_of_a_real_client_fails_when_its_writes_are_undone(shop: Applicati
         if write.table == "customers" and "balance" in write.values
     )
 
-    shop.execute(f"UPDATE customers SET balance = balance - 1 WHERE id = {updated}")
+    shop.execute("UPDATE public.customers SET balance = balance - 1 WHERE id = %s", updated)
 
     with closing(shop.connect()) as reader:
         result = audit(reader, shop.journal)

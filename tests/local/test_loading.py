@@ -149,7 +149,7 @@ def test_audit_of_a_generic_client_fails_when_a_value_is_changed(library: Applic
         if write.table == "books" and "weight" in write.values
     )
 
-    library.execute(f"UPDATE library.books SET weight = 0.5 WHERE id = '{first.key['id']}'")
+    library.execute("UPDATE library.books SET weight = 0.5 WHERE id = %s", first.key["id"])
 
     with closing(library.connect()) as reader:
         assert audit(reader, library.journal).lost_writes == 1

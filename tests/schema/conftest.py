@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from psycopg2 import sql
 from psycopg2.extensions import connection
 from psycopg2.extensions import cursor as cursor_type
 
@@ -166,8 +167,9 @@ def speaking_as(target: connection) -> SpeakingAs:
     @contextmanager
     def run(key: str) -> Iterator[cursor_type]:
         with target.cursor() as cursor:
-            cursor.execute(f"SET ROLE tenant_{key}; SET row_security = on")
-            cursor.execute(f"SET search_path = t_{key}, public, billing")
+            role, schema = sql.Identifier(f"tenant_{key}"), sql.Identifier(f"t_{key}")
+            cursor.execute(sql.SQL("SET ROLE {}; SET row_security = on").format(role))
+            cursor.execute(sql.SQL("SET search_path = {}, public, billing").format(schema))
             try:
                 yield cursor
             finally:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from psycopg2 import sql
 from psycopg2.extensions import connection
 
 from tenantferry.fleet import Tenant
@@ -168,8 +169,8 @@ def test_read_tables_chooses_the_key_of_the_replica_identity(
     expected: tuple[str, ...],
 ) -> None:
     with source_owner.cursor() as cursor:
-        cursor.execute(f"CREATE TABLE t ({definition})")
-        cursor.execute(f"ALTER TABLE t REPLICA IDENTITY {identity}")
+        cursor.execute(sql.SQL("CREATE TABLE t ({})").format(sql.SQL(definition)))
+        cursor.execute(sql.SQL("ALTER TABLE t REPLICA IDENTITY {}").format(sql.SQL(identity)))
 
     (table,) = read_tables(source, acme)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from psycopg2 import sql
 from psycopg2.extensions import connection
 
 from tenantferry.errors import PermanentError
@@ -43,7 +44,9 @@ def test_ensure_publication_restores_its_options(
     tables = read_tables(source, acme)
     ensure_publication(source, acme, tables)
     with source.cursor() as cursor:
-        cursor.execute(f"ALTER PUBLICATION tenantferry_acme SET ({option})")
+        cursor.execute(
+            sql.SQL("ALTER PUBLICATION tenantferry_acme SET ({})").format(sql.SQL(option))
+        )
 
     assert ensure_publication(source, acme, tables)
     assert not ensure_publication(source, acme, tables)

@@ -92,7 +92,7 @@ def store(path: StoragePath, chunks: Iterable[bytes]) -> Written:
         partial.rename(path)
     except TenantferryError:  # of what the chunks come from
         raise
-    except Exception as error:
+    except Exception as error:  # each storage has errors of its own; `_storage_failure` tells
         raise _storage_failure("write", path, error) from error
     logger.info("wrote %s bytes=%s sha256=%s", path, written.bytes, written.sha256)
     return written
@@ -109,7 +109,7 @@ def read_chunks(path: StoragePath) -> Generator[bytes, None, None]:
         with path.open("rb") as file:
             while chunk := file.read(CHUNK_BYTES):
                 yield chunk
-    except Exception as error:
+    except Exception as error:  # each storage has errors of its own; `_storage_failure` tells
         raise _storage_failure("read", path, error) from error
 
 
@@ -124,7 +124,7 @@ def check_writable(path: StoragePath) -> None:
     found = b"".join(read_chunks(path))
     try:
         path.unlink(missing_ok=True)
-    except Exception as error:
+    except Exception as error:  # each storage has errors of its own; `_storage_failure` tells
         raise _storage_failure("delete", path, error) from error
     if found != _TRIAL:
         raise StorageLostError(f'"{path}" does not hold what was written there')

@@ -95,7 +95,7 @@ class _Watcher:
                 if stop.wait(LOOK_SECONDS):
                     break
             self._see(None)
-        except Exception:
+        except Exception:  # a thread's boundary: a throttle that nobody looks after would stay on
             self._throttle.see(None)
             logger.exception("the throttle failed and is off tenant=%s", self._tenant)
         finally:
