@@ -16,7 +16,7 @@ from tenantferry.fleet import Tenant
 CreatePair = Callable[[str, str, str], None]
 Backfill = Callable[..., BackfillResult]
 
-ODD_TABLE = '"Order ""Lines"" 100%"'
+ODD_TABLE = 'Order "Lines" 100%'
 
 ALL_TYPES = """
     id bigint, small smallint, big bigint, price numeric(12,4), ratio double precision, r real,
@@ -84,13 +84,13 @@ def test_run_backfill_copies_identity_and_mixed_case_names(
     *, source_owner: connection, target: connection, create_pair: CreatePair, backfill: Backfill
 ) -> None:
     create_pair(ODD_TABLE, '"Id" bigint GENERATED ALWAYS AS IDENTITY, "Q" int', '"Id"')
-    insert = f'INSERT INTO {ODD_TABLE} ("Q") SELECT n FROM generate_series(1, 250) n'
+    insert = 'INSERT INTO "Order ""Lines"" 100%" ("Q") SELECT n FROM generate_series(1, 250) n'
     run(source_owner, insert)
 
     result = backfill()
 
     assert (result.rows, result.chunks) == (250, 3)
-    query = f'SELECT min("Id"), max("Id"), sum("Q") FROM public.{ODD_TABLE}'
+    query = 'SELECT min("Id"), max("Id"), sum("Q") FROM public."Order ""Lines"" 100%"'
     assert fetch(target, query) == [(1, 250, 31375)]
 
 

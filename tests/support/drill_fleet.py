@@ -88,6 +88,8 @@ class DrillFleet:
         self.clients: dict[str, ClientProcess] = {}
         # By the key of their tenant; a rollback has a name of its own.
         self.runs: dict[str, Run] = {}
+        # Given up for another one, by the key of their tenant.
+        self.past_runs: dict[str, Run] = {}
         self.memory = MemoryWatch(self.local.ledger)
         self._is_over = threading.Event()
 
@@ -138,7 +140,7 @@ class DrillFleet:
 
     def repair(self, key: str) -> None:
         """Give a run up, and begin another one that copies again what differs."""
-        run = self.runs[key]
+        run = self.past_runs[key] = self.runs[key]
         self.api.mark_run(run.dag_id, run.run_id, state="failed")
         self.runs[key] = Run(key, run.dag_id, self.api.trigger(run.dag_id, conf={"repair": True}))
 

@@ -256,11 +256,12 @@ _VERBS: dict[str, Callable[[Order, _Listener], object]] = {
 def _confirm_before_commit() -> None:
     submit = Loop._submit
 
-    def submit_and_confirm(loop: Loop) -> None:
-        submit(loop)
+    # Afterwards, it could be killed between the two, with nothing confirmed.
+    def confirm_and_submit(loop: Loop) -> None:
         loop._walsender.confirm(loop._reader._position)
+        submit(loop)
 
-    _replace(Loop, "_submit", submit_and_confirm)
+    _replace(Loop, "_submit", confirm_and_submit)
     # Or the next start would notice what this one has done.
     _replace(takeover, "_check_confirmed", lambda *_, **__: None)
 

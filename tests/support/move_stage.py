@@ -85,14 +85,20 @@ class Stage:
 
     @contextmanager
     def reversing(self) -> Iterator[None]:
-        """Host the reverse streams beside the block."""
+        """
+        Host the reverse streams beside the block.
+
+        They end when the last tenant has gone back; the Dag waits for the next, and so does this.
+        """
         source = LaneSource(self.move.tenant, self.move.source)
         ensure_reverse(self.move.target)
-        with _hosting(
-            lambda stop: run_reverse(
-                self.move.target, lambda _: source, stop=stop, wal_budget_bytes=1 << 30
-            )
-        ):
+
+        def run(stop: threading.Event) -> None:
+            while not stop.is_set():
+                run_reverse(self.move.target, lambda _: source, stop=stop, wal_budget_bytes=1 << 30)
+                stop.wait(0.1)
+
+        with _hosting(run):
             yield
 
 
