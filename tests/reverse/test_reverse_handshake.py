@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -80,6 +83,28 @@ def test_advance_reaches_a_position_of_an_idle_target(live: Any) -> None:
         lsn = current_lsn(live)
 
         reached = advance(live.target_params, "acme", lsn, direction=REVERSE)
+
+    assert reached == lsn == stored_position(live, "acme")
+
+
+def test_advance_stands_exactly_there_while_its_source_is_slow_and_others_go_on(live: Any) -> None:
+    acme = live["acme"]
+    with live.follow() as following, ThreadPoolExecutor(1) as pool:
+        acme.write("INSERT INTO items VALUES (1, 'a')")
+        following.catch_up("acme")
+        hold(live.target_params, "acme", direction=REVERSE)
+        lsn = current_lsn(live)
+        live["globex"].write("INSERT INTO items VALUES (9, 'other')")
+        with closing(open_connection(acme.params, purpose="slow")) as slow:
+            execute(slow, "SELECT FROM tenantferry.reverse_positions FOR UPDATE")
+            advanced = pool.submit(advance, live.target_params, "acme", lsn, direction=REVERSE)
+            # A report of what was read meanwhile, beyond where it shall stand.
+            wait_until(lambda: live.record("acme").command is StreamCommand.ADVANCE)
+            told_at = datetime.now(UTC)
+            wait_until(lambda: live.record("acme").reported_at > told_at)
+            assert live.slot.read_to > lsn
+            assert not advanced.done()
+        reached = advanced.result(30)
 
     assert reached == lsn == stored_position(live, "acme")
 

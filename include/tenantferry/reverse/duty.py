@@ -103,7 +103,13 @@ class Duty:
 
     def position(self, read_to: int) -> int:
         """Return P: all transactions before it are applied, and while it holds no later one."""
-        return self.lane.look(read_to).position if self._held_at is None else self._held_at
+        if self._held_at is not None:
+            return self._held_at
+        position, order = self.lane.look(read_to).position, self._order
+        if order is not None and order.command in _TO_AN_LSN:
+            # Where nothing waits, all that was read is applied; who asked wants it to stand there.
+            return min(position, order.lsn)
+        return position
 
     def _answer(self, order: Order, state: StreamState, position: int) -> Answer:
         self.state = state
