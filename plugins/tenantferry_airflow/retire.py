@@ -158,7 +158,7 @@ class LockSourceOperator(MoveOperator):
 
     def take_step(self, move: Move) -> DataclassInstance:
         """Call the verb."""
-        return lock_source(move)
+        return lock_source(move, _folder(_require_archive()))
 
 
 def _require_archive() -> Archive:

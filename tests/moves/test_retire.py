@@ -72,10 +72,8 @@ class Retiring:
 
     @property
     def dump(self) -> Path:
-        [(attempt,)] = self.ask(
-            "SELECT max(id) FROM tenantferry.write_pauses WHERE tenant = 'acme'"
-        )
-        return self.folder / "acme" / f"retire_{attempt}.dump"
+        [(attempt, token)] = self.ask("SELECT attempt, token FROM tenantferry.archives")
+        return self.folder / "acme" / f"retire_{attempt}_{token}.dump"
 
     @property
     def approval(self) -> Approval:
@@ -94,12 +92,10 @@ class Retiring:
         return verify_archive(self.stage.move, self.folder, self.server)
 
     def lock(self) -> LockSummary:
-        return lock_source(self.stage.move)
+        return lock_source(self.stage.move, self.folder)
 
     def run_and_kill(self, verb: str, fatal: str) -> None:
-        arguments: tuple[Any, ...] = (self.stage.move,)
-        if verb != "lock":
-            arguments += (self.folder,)
+        arguments: tuple[Any, ...] = (self.stage.move, self.folder)
         if verb == "verify":
             arguments += (self.server,)
         process = subprocess.run(
@@ -285,7 +281,7 @@ def test_the_way_back_stays_while_the_source_could_not_be_archived(
     assert over.stage.phase() == Phase.LIVE
     assert over.ask("SELECT count(*) FROM tenantferry.graces WHERE ended_at IS NULL") == [(1,)]
     assert over.begin() == Phase.RETIRING
-    assert list(over.dump.parent.iterdir()) == []
+    assert list((over.folder / "acme").iterdir()) == []
 
 
 def test_nothing_is_archived_or_locked_before_retiring_has_begun(over: Retiring) -> None:
@@ -390,7 +386,7 @@ def test_another_database_than_the_tenants_is_neither_dumped_nor_locked(
     over.archive()
     over.verify()
     with pytest.raises(PermanentError, match="not the one that it was prepared from"):
-        lock_source(wrong)
+        lock_source(wrong, over.folder)
 
     assert over.source_server.psql("-c", access) == before
     assert over.stage.phase() == Phase.RETIRING
@@ -489,6 +485,43 @@ def test_a_damaged_dump_keeps_the_source_open_until_another_one_was_verified(
     assert over.stage.phase() == Phase.RETIRED
 
 
+def test_a_verified_dump_that_is_gone_keeps_the_source_open_until_it_is_dumped_again(
+    over: Retiring,
+) -> None:
+    over.begin()
+    over.archive()
+    over.verify()
+    over.dump.unlink()
+
+    with pytest.raises(PermanentError, match="not kept any more"):
+        over.lock()
+    assert over.is_open()
+
+    assert not over.archive().is_verified
+    over.verify()
+    over.lock()
+    assert over.stage.phase() == Phase.RETIRED
+
+
+def test_targets_that_share_a_folder_keep_their_dumps_apart(over: Retiring) -> None:
+    over.begin()
+    over.archive()
+    mine = over.dump.read_bytes()
+    # Another target's tenant of that name, after as many cutovers.
+    over.ask("ALTER TABLE tenantferry.archives RENAME TO archives_here")
+    over.ask("CREATE TABLE tenantferry.archives (LIKE tenantferry.archives_here INCLUDING ALL)")
+    over.ask(
+        "INSERT INTO tenantferry.archives (tenant, attempt)"
+        " SELECT tenant, attempt FROM tenantferry.archives_here"
+    )
+    over.archive()
+
+    assert len(list(over.dump.parent.iterdir())) == 2
+    over.ask("DROP TABLE tenantferry.archives")
+    over.ask("ALTER TABLE tenantferry.archives_here RENAME TO archives")
+    assert over.dump.read_bytes() == mine
+
+
 def test_a_dump_that_is_looked_for_elsewhere_is_not_taken_for_damaged(over: Retiring) -> None:
     over.begin()
     over.archive()
@@ -534,7 +567,7 @@ def test_a_source_that_is_away_is_not_taken_for_locked(over: Retiring) -> None:
     away = replace(over.stage.move, source=replace(over.stage.move.source, port=free_port()))
 
     with pytest.raises(TransientError, match=IS_CLOSED):
-        lock_source(away)
+        lock_source(away, over.folder)
 
     assert over.stage.phase() == Phase.RETIRING
 
@@ -561,7 +594,7 @@ def test_a_source_that_is_gone_already_can_be_recorded_as_locked(over: Retiring)
     gone = replace(over.stage.move, source=replace(over.stage.move.source, port=free_port()))
     over.ask("UPDATE tenantferry.archives SET locked_at = now()")
 
-    lock_source(gone)
+    lock_source(gone, over.folder)
 
     assert over.stage.phase() == Phase.RETIRED
 
@@ -581,6 +614,24 @@ def test_the_reverse_slot_stays_while_another_tenant_can_go_back(over: Retiring)
 
     assert not over.lock().reverse_slot_dropped
     assert over.ask("SELECT count(*) FROM pg_replication_slots") == [(1,)]
+
+
+def test_a_password_that_cannot_be_removed_from_the_alias_file_is_not_passed_over(
+    over: Retiring,
+) -> None:
+    move, file = over.stage.move, over.stage.pooler.aliases_file
+    over.begin()
+    over.archive()
+    over.verify()
+    kept = file.rename(file.with_name("kept"))
+    with pytest.raises(PermanentError, match=file.name):
+        over.lock()
+    kept.rename(file)
+    assert move.source.database in file.read_text("utf-8")
+
+    over.lock()
+
+    assert move.source.database not in file.read_text("utf-8")
 
 
 def test_the_password_of_the_source_leaves_the_alias_file_with_it(over: Retiring) -> None:

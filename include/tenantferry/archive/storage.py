@@ -42,6 +42,9 @@ class StoragePath(Protocol):
     def __truediv__(self, part: str) -> Any:
         """Return a path below this one."""
 
+    def stat(self) -> Any:
+        """Return facts of the file, ``st_size`` among them."""
+
     def open(self, mode: Any) -> Any:
         """Open the file: ``rb`` or ``wb``."""
 
@@ -111,6 +114,21 @@ def read_chunks(path: StoragePath) -> Generator[bytes, None, None]:
                 yield chunk
     except Exception as error:  # each storage has errors of its own; `_storage_failure` tells
         raise _storage_failure("read", path, error) from error
+
+
+def read_size(path: StoragePath) -> int | None:
+    """
+    Return the size of a file in bytes, ``None`` where there is none.
+
+    :raises StorageLostError: if the storage failed.
+    :raises StorageRefusedError: if the storage does not let us.
+    """
+    try:
+        return int(path.stat().st_size)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # each storage has errors of its own; `_storage_failure` tells
+        raise _storage_failure("look at", path, error) from error
 
 
 def check_writable(path: StoragePath) -> None:

@@ -19,7 +19,8 @@ class Archive:
     """
     The row of one tenant.
 
-    :ivar attempt: the cutover that brought it to the target; it names the dump.
+    :ivar attempt: the cutover that brought it to the target.
+    :ivar token: what tells its dump's file from those of other targets.
     :ivar sha256: of the dump, hexadecimal digits.
     :ivar contents: of the dump.
     :ivar server_major: version of the source.
@@ -29,6 +30,7 @@ class Archive:
 
     tenant: str
     attempt: int
+    token: str
     url: str | None
     bytes: int | None
     sha256: str | None
@@ -44,7 +46,7 @@ class Archive:
 
 
 _COLUMNS = (
-    "tenant, attempt, url, bytes, sha256, tables, rows, contents, server_major, dumped_at,"
+    "tenant, attempt, token, url, bytes, sha256, tables, rows, contents, server_major, dumped_at,"
     " verified_at, unlock, locking_at, locked_at"
 )
 

@@ -187,6 +187,7 @@ CREATE TABLE IF NOT EXISTS tenantferry.graces (
     ended_at     timestamptz,
     end_reason   text                   -- rolled back, retired
 );
+ALTER TABLE tenantferry.graces ADD COLUMN IF NOT EXISTS announced_end timestamptz;  -- ends_at, as on-call was told
 -- A tenant is in one grace at most.
 CREATE UNIQUE INDEX IF NOT EXISTS graces_open_key ON tenantferry.graces (tenant)
     WHERE ended_at IS NULL;
@@ -341,7 +342,7 @@ CREATE TABLE IF NOT EXISTS tenantferry.violations (
 -- and how to open the source again.
 CREATE TABLE IF NOT EXISTS tenantferry.archives (
     tenant       text PRIMARY KEY REFERENCES tenantferry.tenants,
-    attempt      bigint NOT NULL,       -- the cutover that brought it to the target; names the dump
+    attempt      bigint NOT NULL,       -- the cutover that brought it to the target
     began_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
     url          text,
     bytes        bigint,
@@ -356,3 +357,6 @@ CREATE TABLE IF NOT EXISTS tenantferry.archives (
     locking_at   timestamptz,           -- from here on nobody may get into the source
     locked_at    timestamptz
 );
+-- Of the dump's file. Random: another target may keep its dumps in the same folder.
+ALTER TABLE tenantferry.archives ADD COLUMN IF NOT EXISTS token text
+    NOT NULL DEFAULT substr(md5(gen_random_uuid()::text), 1, 8);

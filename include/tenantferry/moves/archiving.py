@@ -14,7 +14,7 @@ from psycopg2.extensions import connection
 from tenantferry.archive.contents import Contents
 from tenantferry.archive.dumping import dump_database
 from tenantferry.archive.restoring import check_restore
-from tenantferry.archive.storage import StoragePath, Written
+from tenantferry.archive.storage import StoragePath, Written, read_size
 from tenantferry.connections import ConnectionParams
 from tenantferry.control.archives import Archive, record_dump, record_verified, require_archive
 from tenantferry.control.phases import IllegalPhaseError, Phase
@@ -60,9 +60,12 @@ def archive_source(
     tenant, tell = move.tenant, on_step or _ignore
     with exclusive_step(move.target, tenant=tenant.key, step="retire") as target:
         recorded = require_retiring(target, tenant.key)
-        if recorded.verified_at is not None:
-            return _summarize(recorded, is_verified=True)
         path = _path_of(folder, recorded)
+        # Once it is being locked, the source cannot be dumped any more.
+        if recorded.verified_at is not None and (
+            recorded.locking_at is not None or is_kept(recorded, path)
+        ):
+            return _summarize(recorded, is_verified=True)
         with open_source(move.source, purpose=f"archive {tenant.key}") as source:
             check_left_source(move, source, target)
             close_positions(source)
@@ -134,9 +137,31 @@ def require_retiring(target: connection, tenant: str) -> Archive:
         return require_archive(target, tenant)
 
 
+def require_kept(recorded: Archive, folder: StoragePath) -> None:
+    """
+    Check that the dump that was verified is where it was written.
+
+    :raises PermanentError: if it is not.
+    :raises TransientError: if the storage failed.
+    """
+    if not is_kept(recorded, _path_of(folder, recorded)):
+        raise PermanentError(
+            f'the dump of tenant "{recorded.tenant}" is not kept any more',
+            detail=f'It was verified, but "{recorded.url}" is gone, of another size, or not below'
+            ' "archive.url".',
+            hint='Clear the task "archive" and those after it: it dumps again.',
+        )
+
+
+def is_kept(recorded: Archive, path: StoragePath) -> bool:
+    """Tell whether a dump is where it was written, as large as it was."""
+    return recorded.url == str(path) and read_size(path) == recorded.bytes
+
+
 def _path_of(folder: StoragePath, recorded: Archive) -> StoragePath:
     # The same for every try of one retirement, another one for another.
-    path: StoragePath = folder / recorded.tenant / f"retire_{recorded.attempt}.dump"
+    name = f"retire_{recorded.attempt}_{recorded.token}.dump"
+    path: StoragePath = folder / recorded.tenant / name
     return path
 
 

@@ -33,7 +33,7 @@ from tenantferry.control.phases import IllegalPhaseError, Phase
 from tenantferry.control.registry import change_phase, require_registration, take_over
 from tenantferry.control.streams import retire_stream
 from tenantferry.errors import PermanentError
-from tenantferry.moves.archiving import require_retiring
+from tenantferry.moves.archiving import require_kept, require_retiring
 from tenantferry.moves.former import settle_former
 from tenantferry.moves.left_source import check_left_source
 from tenantferry.moves.move import Move
@@ -44,7 +44,6 @@ from tenantferry.reverse.removal import drop_positions
 from tenantferry.reverse.slot import drop_reverse_slot
 from tenantferry.schema.publication import drop_publication
 from tenantferry.traffic.lock import is_locked, lock_database, plan_lock
-from tenantferry.traffic.settlement import forget_former
 
 logger = logging.getLogger(__name__)
 
@@ -161,11 +160,13 @@ def begin_retire(
     return RetireSummary(Phase.RETIRING)
 
 
-def lock_source(move: Move, *, on_step: OnStep | None = None) -> LockSummary:
+def lock_source(move: Move, folder: StoragePath, *, on_step: OnStep | None = None) -> LockSummary:
     """
     Leave nothing of ours on the source, and let nobody in there any more, us included.
 
-    :raises PermanentError: if its dump was not verified, or the source is not what was dumped.
+    :param folder: below which its dump is kept.
+    :raises PermanentError: if its dump was not verified or is gone, or the source is not what was
+        dumped.
     :raises TransientError: if something is left to be done.
     """
     tenant, tell = move.tenant, on_step or _ignore
@@ -177,6 +178,7 @@ def lock_source(move: Move, *, on_step: OnStep | None = None) -> LockSummary:
                 hint='Clear the task "verify" and those after it.',
             )
         if recorded.locked_at is None and not _was_locked(move, recorded):
+            require_kept(recorded, folder)
             _lock(move, target, Contents.from_json(recorded.contents), tell)
         with target:
             retire_stream(target, tenant.key)
@@ -190,7 +192,7 @@ def lock_source(move: Move, *, on_step: OnStep | None = None) -> LockSummary:
             )
         tell("recorded")
         # It names the password with which the application got into the source.
-        forget_former(move.router, tenant.alias)
+        move.router.forget_former(tenant.alias)
         with target:
             recorded = require_archive(target, tenant.key)
     dropped = drop_reverse_slot(move.target)
