@@ -22,7 +22,7 @@ from tenantferry.control.reverse_slot import (
 from tenantferry.errors import PermanentError, TransientError
 from tenantferry.local.postgres import PostgresServer
 from tenantferry.lsn import format_lsn, parse_lsn
-from tenantferry.reverse import loop
+from tenantferry.reverse import loop, slot
 from tenantferry.reverse.slot import check_reverse_slot, drop_reverse_slot, ensure_reverse
 from tenantferry.schema import reverse_publication
 from tenantferry.schema.catalog import read_tables
@@ -237,6 +237,21 @@ def test_drop_reverse_slot_keeps_what_somebody_needs(way: Way, why: str) -> None
 
     assert not drop_reverse_slot(way.target_params)
 
+    assert exists(way)
+
+
+def test_drop_reverse_slot_does_not_wait_for_ever(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way.ensure()
+    monkeypatch.setattr(slot, "_LOCK_TIMEOUT", "200ms")
+    with closing(open_connection(way.target_params, purpose="hangs")) as hung:
+        execute(hung, "SELECT FROM tenantferry.reverse_slot FOR KEY SHARE")
+
+        with pytest.raises(TransientError, match="could not give up") as caught:
+            drop_reverse_slot(way.target_params)
+
+    assert "lock timeout" in caught.value.detail
     assert exists(way)
 
 

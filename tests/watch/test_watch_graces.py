@@ -59,10 +59,23 @@ def test_a_grace_that_ends_soon_is_a_finding(
 ) -> None:
     grace("23 hours")
 
+    assert find(declare(grace_ends_hours=0)) == []
     (finding,) = find(declare())
 
     assert finding.startswith('tenant "acme": Its way back ends in 23.0 hours')
-    assert find(declare(grace_ends_hours=0)) == []
+
+
+def test_the_end_of_a_grace_is_told_once_and_again_where_it_is_moved(
+    declare: Declare, grace: Callable[[str], None], run: Run
+) -> None:
+    grace("23 hours")
+    assert len(find(declare())) == 1
+    assert find(declare()) == []
+
+    run("UPDATE tenantferry.graces SET ends_at = ends_at - interval '1 hour'")
+
+    assert len(find(declare())) == 1
+    assert find(declare()) == []
 
 
 def test_a_lost_way_back_is_a_finding_until_a_person_takes_note_of_it(

@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from importlib import resources
 
-from psycopg2 import sql
+from psycopg2 import errors, sql
 from psycopg2.extensions import connection
 
 from tenantferry.backfill.snapshot import drop_slot, exported_snapshot
@@ -158,10 +158,23 @@ def drop_reverse_slot(target: ConnectionParams) -> bool:
     Drop slot, publication and record, if nobody needs them. Commits.
 
     :return: whether they are gone; ``False`` while a tenant can go back, or is about to go live.
+    :raises TransientError: if somebody holds them for too long.
     """
+    try:
+        return _drop_unneeded(target)
+    except errors.LockNotAvailable as error:
+        raise TransientError(
+            f'could not give up replication slot "{REVERSE_SLOT}" of the target',
+            detail=f"{(error.diag.message_primary or '').strip()} ({_LOCK_TIMEOUT}).",
+            hint="The retry goes on. If it hangs, find the session in pg_locks of the target.",
+        ) from None
+
+
+def _drop_unneeded(target: ConnectionParams) -> bool:
+    settings, purpose = {"lock_timeout": _LOCK_TIMEOUT}, "drop reverse slot"
     with (
-        closing(open_connection(target, purpose="drop reverse slot")) as session,
-        closing(open_connection(target, purpose="drop reverse slot", autocommit=True)) as dropping,
+        closing(open_connection(target, purpose=purpose, settings=settings)) as session,
+        closing(open_connection(target, purpose=purpose, autocommit=True)) as dropping,
         session,
     ):
         # Whoever flips keeps the record: once it is ours, a grace that begins shows below.

@@ -109,8 +109,8 @@ def judge_use(
             subject,
             f'Tenant "{tenant}" is in phase "{standing.phase}" and does not need it. It keeps log'
             " until the disk is full.",
-            f'Clear the last step of Dag "migrate_{tenant}" if it failed: it drops the slot. Else'
-            f" {drop}.",
+            f'Clear what failed: the last step of Dag "migrate_{tenant}", or the rollback in Dag'
+            f' "rollback_tenant"; it drops the slot. Else {drop}.',
         )
     elif inactive_seconds > needs.inactive_limit:
         yield error(
