@@ -221,6 +221,19 @@ def test_cutover_undoes_itself_when_the_last_rows_went_wrong(stage: Stage) -> No
         validate(stage.move)
 
 
+def test_cutover_undoes_itself_when_nobody_knows_any_more_what_was_written_last(
+    stage: Stage,
+) -> None:
+    def forget() -> None:
+        rows(stage.target, "UPDATE tenantferry.streams SET touched_since = NULL")
+
+    with pytest.raises(TransientError, match="nobody knows any more"):
+        cutover(stage.move, on_step=at("drained", forget))
+
+    assert [attempt[:2] for attempt in attempts(stage)] == [(False, True)]
+    assert stage.phase() == Phase.VALIDATED
+
+
 def test_cutover_undoes_itself_when_comparing_the_last_rows_takes_too_long(
     stage: Stage, target_server: PostgresServer
 ) -> None:

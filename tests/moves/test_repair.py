@@ -11,7 +11,10 @@ from tenantferry.control.phases import Phase
 from tenantferry.control.streams import mark_copy_again
 from tenantferry.errors import TransientError
 from tenantferry.moves import repair
+from tenantferry.moves import validate as validating
 from tenantferry.moves.backfill import backfill
+from tenantferry.moves.cutover import cutover
+from tenantferry.moves.lag import measure_lag
 from tenantferry.moves.move import Move
 from tenantferry.moves.validate import MismatchError, validate
 
@@ -72,6 +75,25 @@ def test_a_run_that_repairs_copies_nothing_else_again(stage: Stage) -> None:
     with stage.streaming_again():
         with pytest.raises(MismatchError):
             validate(stage.move)
+        backfill(stage.move, repair=True)
+        result = validate(stage.move, repair=True)
+
+    assert result.mismatches == 0
+    assert rows(stage.target, VERSIONS.format("id <= 3")) == sound
+
+
+def test_a_run_repairs_also_what_a_cutover_has_found_row_by_row(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validating, "MAX_LAST_KEYS", 0)
+    sound = rows(stage.target, VERSIONS.format("id <= 3"))
+
+    with stage.streaming_again():
+        stage.ask("UPDATE counted SET note = 'changed' WHERE id = 5 RETURNING 1")
+        measure_lag(stage.move)
+        rows(stage.target, DAMAGES["changed"])
+        with pytest.raises(MismatchError, match="id=5"):
+            cutover(stage.move)
         backfill(stage.move, repair=True)
         result = validate(stage.move, repair=True)
 

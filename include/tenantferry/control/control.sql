@@ -121,11 +121,13 @@ CREATE TABLE IF NOT EXISTS tenantferry.validations (
     mismatches   bigint NOT NULL,       -- differing rows and failed probes; 0 is a match
     direction    text NOT NULL DEFAULT 'forward',   -- reverse: of a tenant in grace; position is the target's
     since        pg_lsn,                -- only what was written since this position was compared; null: all
-    partitions   jsonb,                 -- state of each partitioned table of the source; it holds for as long as that
     witnessed    text                   -- what the witness of the move says; null: it has none
 );
 ALTER TABLE tenantferry.validations ADD COLUMN IF NOT EXISTS witnessed text;
 ALTER TABLE tenantferry.validations ADD COLUMN IF NOT EXISTS since pg_lsn;
+-- State of each table of the source: the comparison holds for as long as that.
+ALTER TABLE tenantferry.validations ADD COLUMN IF NOT EXISTS source_tables jsonb;
+ALTER TABLE tenantferry.validations DROP COLUMN IF EXISTS partitions;
 CREATE INDEX IF NOT EXISTS validations_tenant_idx ON tenantferry.validations (tenant, id);
 
 -- What a validation found, by name.

@@ -186,33 +186,34 @@ def read_latest_validation(
     )
 
 
-def record_partitions(
-    target: connection, validation_id: int, partitions: Mapping[str, str]
+def record_tables(
+    target: connection, validation_id: int, states: Mapping[str, tuple[str, str]]
 ) -> None:
     """
-    Write down for which partitions of the source a comparison holds.
+    Write down for which tables of the source a comparison holds.
 
     :param target: open transaction; the caller commits.
-    :param partitions: see `read_partition_state`; read before the comparison began.
+    :param states: see `tenantferry.schema.table_states`; read before the comparison began.
     """
     with target.cursor() as cursor:
         cursor.execute(
-            "UPDATE tenantferry.validations SET partitions = %s WHERE id = %s",
-            (Json(dict(partitions)), validation_id),
+            "UPDATE tenantferry.validations SET source_tables = %s WHERE id = %s",
+            (Json(dict(states)), validation_id),
         )
 
 
-def read_validated_partitions(target: connection, tenant: str) -> dict[str, str] | None:
+def read_validated_tables(target: connection, tenant: str) -> dict[str, tuple[str, str]]:
     """
-    Return for which partitions the last comparison of a tenant on its way holds; ``None``: none.
+    Return for which tables the last comparison of a tenant on its way holds.
 
     :param target: open transaction or autocommit; only read.
     """
     with target.cursor() as cursor:
         cursor.execute(
-            "SELECT partitions FROM tenantferry.validations"
+            "SELECT source_tables FROM tenantferry.validations"
             " WHERE tenant = %s AND direction = 'forward' ORDER BY id DESC LIMIT 1",
             (tenant,),
         )
         row = cursor.fetchone()
-    return None if row is None else row[0]
+    found = (row[0] if row else None) or {}
+    return {label: (shape, file) for label, (shape, file) in found.items()}

@@ -41,11 +41,11 @@ from tenantferry.lsn import format_lsn
 from tenantferry.moves.completion import complete
 from tenantferry.moves.former import settle_former
 from tenantferry.moves.move import Move
-from tenantferry.moves.partitions import check_partitions
 from tenantferry.moves.pausing import OnStep, Pause, ignore, measure_steps, write_pause
 from tenantferry.moves.readiness import Readiness, get_ready
 from tenantferry.moves.recheck import ready_to_recheck, recheck
 from tenantferry.moves.sessions import exclusive_step, open_source
+from tenantferry.moves.unchanged import check_unchanged
 from tenantferry.reverse.marker import emit_grace
 from tenantferry.reverse.slot import check_reverse_slot
 from tenantferry.schema.roles import set_role_login
@@ -151,15 +151,14 @@ class _Cutover:
         pause.record(PauseStep.FENCED)
         final_lsn = emit_marker(source, self._tenant, content="final")
         pause.drain(final_lsn)
-        recheck(self._move, self._target, ready, since=self._readiness.compared_at_lsn)
+        states = recheck(self._move, source, self._target, ready, self._readiness)
         pause.record(PauseStep.COMPARED)
         with self._target:
             sequences = carry_sequences(source, self._target, self._tenant)
         pause.record(PauseStep.SEQUENCES, sequences=sequences)
         # As late as possible: nobody got through since the marker.
         check_alone(source)
-        with self._target:
-            check_partitions(source, self._target, self._tenant, self._readiness.tables)
+        check_unchanged(source, self._tenant, states)
         self._flip(final_lsn, on_step)
         pause.router.resume()
         pause.record(PauseStep.RESUMED)

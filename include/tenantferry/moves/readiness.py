@@ -15,11 +15,12 @@ from tenantferry.connections import ConnectionParams
 from tenantferry.control.pauses import read_stored_fence
 from tenantferry.control.phases import IllegalPhaseError, Phase
 from tenantferry.control.registry import require_registration
+from tenantferry.control.validations import read_validated_tables
 from tenantferry.errors import PermanentError, TransientError
 from tenantferry.moves.lag import measure_lag
 from tenantferry.moves.move import Move
-from tenantferry.moves.partitions import find_unvalidated
 from tenantferry.moves.probe import look
+from tenantferry.moves.unchanged import find_unvalidated, require_same_shape
 from tenantferry.moves.validate import revalidate_in_step, validate_in_step
 from tenantferry.reverse.slot import ensure_reverse
 from tenantferry.schema.catalog import read_catalog, read_tables
@@ -29,6 +30,7 @@ from tenantferry.schema.publication import check_published
 from tenantferry.schema.retrofit import plan_retrofit
 from tenantferry.schema.roles import set_role_login, set_role_password
 from tenantferry.schema.sequences import ensure_tenant_sequences
+from tenantferry.schema.table_states import find_changes, read_table_states
 from tenantferry.traffic.fence import Fence, check_fenceable, lower_fence, plan_fence
 from tenantferry.traffic.instances import Instance
 from tenantferry.validation.running import load_chunks
@@ -51,7 +53,8 @@ class Readiness:
     :ivar changes: what the alias will say; holds a password.
     :ivar tables: those that move.
     :ivar chunks: of these tables.
-    :ivar compared_at_lsn: P at which both sides are known to be equal.
+    :ivar compared_at_lsn: P at which both sides are known to be equal ...
+    :ivar states: ... for as long as the source's tables are these.
     """
 
     fence: Fence
@@ -59,6 +62,7 @@ class Readiness:
     tables: tuple[Table, ...]
     chunks: tuple[tuple[Chunk, Table], ...]
     compared_at_lsn: int
+    states: Mapping[str, tuple[str, str]]
 
 
 def get_ready(move: Move, source: connection, target: connection) -> Readiness:
@@ -81,6 +85,7 @@ def get_ready(move: Move, source: connection, target: connection) -> Readiness:
     _plan_fence(move, source, target)
     move.router.check(tenant.alias, max_write_pause_seconds=tenant.max_write_pause_seconds)
     check_fenceable(source)
+    seen = read_table_states(source, tenant)
     check_schema(move, source, target)
     with target:
         # A table may have been prepared after the others were copied, and a sequence made.
@@ -89,8 +94,8 @@ def get_ready(move: Move, source: connection, target: connection) -> Readiness:
         check_nothing_left_behind(target, tenant, tables)
         chunks = tuple(load_chunks(source, target, tenant, tables))
         ensure_tenant_sequences(source, target, tenant)
-        changed = find_unvalidated(source, target, tenant, tables)
-    if changed or not _is_validated(move, target):
+        reshaped = find_unvalidated(source, target, tenant).reshaped
+    if reshaped or not _is_validated(move, target):
         validate_in_step(target, move)
     ensure_reverse(move.target)
     changes = _make_changes(move, target)
@@ -101,11 +106,15 @@ def get_ready(move: Move, source: connection, target: connection) -> Readiness:
         # restarted in between reads alias files that point there already.
         with target:
             set_role_login(target, tenant.role, allowed=False)
-    compared = revalidate_in_step(target, move, tables, chunks)
+    compared = revalidate_in_step(source, target, move, tables, chunks)
     _check_lag(move)
     # Again: somebody may have been granted something meanwhile.
     fence = _plan_fence(move, source, target)
-    return Readiness(fence, changes, tables, chunks, compared.position)
+    with target:
+        states = read_validated_tables(target, tenant.key)
+    # What was validated may have another shape than what was checked.
+    require_same_shape(find_changes(seen, states), tenant)
+    return Readiness(fence, changes, tables, chunks, compared.position, states)
 
 
 def check_schema(

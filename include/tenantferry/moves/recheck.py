@@ -18,9 +18,11 @@ from tenantferry.control.touched import read_touched
 from tenantferry.errors import TransientError
 from tenantferry.moves.move import Move
 from tenantferry.moves.readiness import Readiness
+from tenantferry.moves.unchanged import require_same_shape
 from tenantferry.moves.validate import MismatchError
+from tenantferry.schema.table_states import TableState, find_changes, read_table_states
 from tenantferry.validation.alignment import Lane
-from tenantferry.validation.touched import Recheck
+from tenantferry.validation.touched import Recheck, with_whole
 
 
 @contextmanager
@@ -43,22 +45,35 @@ def ready_to_recheck(move: Move, readiness: Readiness) -> Iterator[Recheck]:
         yield ready
 
 
-def recheck(move: Move, target: connection, ready: Recheck, *, since: int) -> None:
+def recheck(
+    move: Move, source: connection, target: connection, ready: Recheck, readiness: Readiness
+) -> dict[str, TableState]:
     """
     Compare what was written since both sides were compared.
 
+    :param source: session in autocommit; only read.
     :param target: the step's session, outside a transaction; only read.
     :param ready: of `ready_to_recheck`; both sides stand still, at the final marker.
-    :param since: P of that comparison.
+    :param readiness: since when.
+    :return: the states of the source's tables for which all comparisons hold.
     :raises MismatchError: if it differs.
-    :raises TransientError: if it takes longer than it may.
+    :raises TransientError: if it takes longer than it may, or cannot be told any more.
     """
     tenant = move.tenant
+    states = read_table_states(source, tenant)
+    changes = find_changes(readiness.states, states)
+    require_same_shape(changes, tenant)
     with target:
-        # Always remembered: the stream held there.
-        touched = read_touched(target, tenant.key, since=since) or ()
+        touched = read_touched(target, tenant.key, since=readiness.compared_at_lsn)
+    if touched is None:
+        raise TransientError(
+            f'nobody knows any more what was written last for tenant "{tenant.key}"',
+            detail="Its stream has met a change of a table since both sides were compared.",
+            hint="The retry validates again.",
+        )
+    rewritten = [table for table in readiness.tables if table.label in changes.rewritten]
     try:
-        found = ready.compare(touched)
+        found = ready.compare(with_whole(touched, rewritten))
     except TransientError as failure:
         raise TransientError(
             f'could not compare what was written last for tenant "{tenant.key}"',
@@ -73,3 +88,4 @@ def recheck(move: Move, target: connection, ready: Recheck, *, since: int) -> No
             detail=" ".join(map(str, found.differences)),
             hint='Clear "validate" and those after it: the tenant stays on its source.',
         )
+    return states

@@ -14,8 +14,8 @@ from tenantferry.control.streams import mark_copy_again
 from tenantferry.control.touched import forget_touched, read_touched
 from tenantferry.control.validations import (
     read_latest_validation,
-    read_validated_partitions,
-    record_partitions,
+    read_validated_tables,
+    record_tables,
 )
 from tenantferry.errors import CopyAgainError, PermanentError, TransientError
 from tenantferry.moves.backfill import copy_in_step
@@ -27,8 +27,8 @@ from tenantferry.moves.witnessing import call_witness, tell_trespass
 from tenantferry.schema.catalog import read_tables
 from tenantferry.schema.left_behind import check_nothing_left_behind
 from tenantferry.schema.model import Table
-from tenantferry.schema.partitions import read_partition_state
 from tenantferry.schema.publication import check_published
+from tenantferry.schema.table_states import TableState, find_changes, read_table_states
 from tenantferry.validation.running import (
     TenantComparison,
     ValidationResult,
@@ -97,7 +97,7 @@ def validate_in_step(target: connection, move: Move, *, repair: bool = False) ->
         tables = read_tables(source, tenant)
         check_published(source, tenant, tables)
         # Before: what changes while rows are compared is not validated.
-        partitions = read_partition_state(source, tables)
+        states = read_table_states(source, tenant)
     with target:
         check_nothing_left_behind(target, tenant, tables)
     found = _compare(target, move, tables)
@@ -106,38 +106,52 @@ def validate_in_step(target: connection, move: Move, *, repair: bool = False) ->
             record_comparison(target, tenant, found, run_id=move.run_id)
         repair_in_step(target, move, tables, found.differing)
         found = _compare(target, move, tables)
-    return _conclude(target, move, found, partitions)
+    return _conclude(target, move, found, states)
 
 
 def revalidate_in_step(
-    target: connection, move: Move, tables: Sequence[Table], chunks: Sequence[tuple[Chunk, Table]]
+    source: connection,
+    target: connection,
+    move: Move,
+    tables: Sequence[Table],
+    chunks: Sequence[tuple[Chunk, Table]],
 ) -> ValidationResult:
     """
     Compare what was written since a validated tenant was compared; all, where nobody knows.
 
     So few rows that they can be compared within a write pause are left to it.
 
+    :param source: session in autocommit; only read.
     :param target: the step's session, outside a transaction; this commits.
     :raises MismatchError: if anything differs.
     """
+    tenant = move.tenant
+    states = read_table_states(source, tenant)
     with target:
-        latest = read_latest_validation(target, move.tenant.key)
-        partitions = read_validated_partitions(target, move.tenant.key) or {}
-        touched = read_touched(target, move.tenant.key, since=latest.position if latest else 0)
-    if latest is None or latest.mismatches or touched is None:
+        latest = read_latest_validation(target, tenant.key)
+        changes = find_changes(read_validated_tables(target, tenant.key), states)
+        touched = read_touched(target, tenant.key, since=latest.position if latest else 0)
+    if latest is None or latest.mismatches or touched is None or changes.reshaped:
         return validate_in_step(target, move)
-    if sum(found.size for found in touched) <= MAX_LAST_KEYS:
+    rewritten = [table for table in tables if table.label in changes.rewritten]
+    if not rewritten and sum(found.size for found in touched) <= MAX_LAST_KEYS:
         return latest
     found = compare_again(
-        move.source, move.target, move.tenant, tables, chunks, since=latest.position
+        move.source,
+        move.target,
+        tenant,
+        tables,
+        chunks,
+        since=latest.position,
+        rewritten=rewritten,
     )
     if found is None:
         return validate_in_step(target, move)
-    return _conclude(target, move, found, partitions)
+    return _conclude(target, move, found, states)
 
 
 def _conclude(
-    target: connection, move: Move, found: TenantComparison, partitions: Mapping[str, str]
+    target: connection, move: Move, found: TenantComparison, states: Mapping[str, TableState]
 ) -> ValidationResult:
     tenant = move.tenant
     differ = found.mismatches > 0
@@ -148,8 +162,10 @@ def _conclude(
         if found.since is None or not matches:
             _change_phase(target, move, result)
             # What was done to others is not mended by copying the tenant again.
-            mark_copy_again(target, tenant.key, needed=differ, repairable=bool(found.differing))
-        record_partitions(target, result.validation_id, partitions)
+            # A repair compares everything first, also where only single rows were compared here.
+            repairable = bool(found.differing) or found.since is not None
+            mark_copy_again(target, tenant.key, needed=differ, repairable=repairable)
+        record_tables(target, result.validation_id, states)
         if matches:
             forget_touched(target, tenant.key, before=result.position)
     if not matches and not differ:

@@ -103,21 +103,22 @@ def run_stream(
                 before=before,
             )  # fmt: skip
 
+    has_drifted = False
     try:
         try:
             return start()
         except DriftError as drift:
+            has_drifted = True
             if drift.commit_lsn is not None:
                 # Once the target has the new shape, rows of the old one do not fit any more.
                 start(before=drift.commit_lsn)
             raise
     except TenantferryError as error:
-        is_drift = isinstance(error, DriftError)
-        record_failure(target_params, tenant.key, str(error), compare_all=is_drift)
+        record_failure(target_params, tenant.key, str(error), compare_all=has_drifted)
         raise
     except psycopg2.Error as error:
         explained = explain(error, f'stream tenant "{tenant.key}"')
-        record_failure(target_params, tenant.key, str(explained))
+        record_failure(target_params, tenant.key, str(explained), compare_all=has_drifted)
         raise explained from None
 
 

@@ -32,7 +32,7 @@ from tenantferry.validation.comparison import MAX_NAMED, ChunkComparison, compar
 from tenantferry.validation.isolation import probe_isolation
 from tenantferry.validation.references import find_orphans
 from tenantferry.validation.rewrites import Rewrites
-from tenantferry.validation.touched import Recheck
+from tenantferry.validation.touched import Recheck, with_whole
 
 __all__ = [
     "TenantComparison",
@@ -153,11 +153,13 @@ def compare_again(
     chunks: Sequence[tuple[Chunk, Table]],
     *,
     since: int,
+    rewritten: Sequence[Table] = (),
 ) -> TenantComparison | None:
     """
     Compare at one position what a forward stream has written since another one.
 
     :param since: P at which everything was compared, and was equal.
+    :param rewritten: tables of which every row may have changed without the stream's knowing.
     :return: ``None`` if nobody knows what was written.
     :raises TransientError: if it could not be told, e.g. because the stream does not answer.
     """
@@ -175,7 +177,8 @@ def compare_again(
             touched = read_touched(lane.target, tenant.key, since=since)
             if touched is None:
                 return None
-            found = Recheck(lane, tables, chunks, tenant_id=tenant.id).compare(touched)
+            again = Recheck(lane, tables, chunks, tenant_id=tenant.id)
+            found = again.compare(with_whole(touched, rewritten))
         if found.mismatches:
             rewrites.check()
     except psycopg2.Error as error:

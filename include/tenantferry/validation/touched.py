@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from uuid import UUID
@@ -156,6 +156,13 @@ class Recheck:
         )
         tenant_id = self._tenant_id if side == "target" else None
         return RowSet(table, touched.key_columns, relation, of_tenant(tenant_id))
+
+
+def with_whole(touched: Sequence[Touched], tables: Iterable[Table]) -> tuple[Touched, ...]:
+    """Return what was written where any row of some tables may have been."""
+    whole = {table.qualified for table in tables}
+    others = (found for found in touched if (found.schema, found.table) not in whole)
+    return (*others, *(Touched(*name, (), ()) for name in sorted(whole)))
 
 
 def _read_columns(session: connection, table: Table) -> dict[str, WrittenColumn]:

@@ -13,13 +13,13 @@ from psycopg2.extensions import connection
 from tenantferry.connections import ConnectionParams, open_connection
 from tenantferry.control.direction import Direction
 from tenantferry.control.phases import Phase
-from tenantferry.control.validations import ValidationResult, record_partitions
+from tenantferry.control.validations import ValidationResult, record_tables
 from tenantferry.errors import TenantferryError, TransientError
 from tenantferry.fleet import Tenant
 from tenantferry.moves.sessions import StepBusyError, exclusive_step, open_source
 from tenantferry.schema.catalog import read_tables
 from tenantferry.schema.findings import Finding, Verdict, error, warning
-from tenantferry.schema.partitions import read_partition_state
+from tenantferry.schema.table_states import TableState, read_table_states
 from tenantferry.validation.running import TenantComparison, compare_tenant, record_comparison
 from tenantferry.watch.report import Number, Report
 from tenantferry.watch.standings import STREAMED, Standing, read_standings
@@ -169,7 +169,7 @@ def _compare(
         with open_source(source, purpose=f"validate sample {tenant.key}") as asked:
             tables = read_tables(asked, tenant)
             # Before: what changes while rows are compared is not validated.
-            partitions = read_partition_state(asked, tables)
+            states = read_table_states(asked, tenant)
         found = compare_tenant(
             source,
             target,
@@ -180,7 +180,7 @@ def _compare(
             # A rollback must not wait for hours. What happens from now on is in neither snapshot.
             on_aligned=step.close,
         )
-    return _record(target, tenant, standing, found, partitions=partitions, run_id=run_id)
+    return _record(target, tenant, standing, found, states=states, run_id=run_id)
 
 
 def _require_standing(target: connection, tenant: str, direction: Direction) -> Standing:
@@ -200,7 +200,7 @@ def _record(
     standing: Standing,
     found: TenantComparison,
     *,
-    partitions: Mapping[str, str],
+    states: Mapping[str, TableState],
     run_id: str | None,
 ) -> ValidationResult:
     """
@@ -219,7 +219,7 @@ def _record(
                 detail="That its rows were the same proves nothing of what they are now.",
             )
         result = record_comparison(target, tenant, found, run_id=run_id)
-        record_partitions(target, result.validation_id, partitions)
+        record_tables(target, result.validation_id, states)
         return result
 
 

@@ -1,0 +1,84 @@
+"""
+What the tables of a source are made of at one instant.
+
+The rows that a stream has written since a comparison are known. For all others that comparison
+holds only while nothing has changed them, or has brought new ones, that no stream tells of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from psycopg2.extensions import connection
+
+from tenantferry.fleet import TableKind, Tenant
+from tenantferry.schema.reading import read_rows, read_schemas
+
+# In place of a table's label; that has a dot.
+TYPES = "types"
+
+
+class TableState(NamedTuple):
+    """
+    Fingerprints of one table.
+
+    :ivar shape: its identity, its columns with the values that old rows get in them, its partitions
+        with their files.
+    :ivar file: where its rows are. ``TRUNCATE`` and what rewrites every row change it, also where
+        the rows stay as they are, as by ``VACUUM FULL``.
+    """
+
+    shape: str
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """
+    What became of tables, as ``schema.table``.
+
+    :ivar reshaped: they came, went, or have other columns, types or partitions.
+    :ivar rewritten: the same, but for their file.
+    """
+
+    reshaped: tuple[str, ...]
+    rewritten: tuple[str, ...]
+
+
+def read_table_states(source: connection, tenant: Tenant) -> dict[str, TableState]:
+    """
+    Return the states of the tables that move with the tenant, and that of their types.
+
+    :param source: open transaction or autocommit; only read. Of its snapshot.
+    """
+    schemas = list(read_schemas(source, None))
+    rows = read_rows(source, "table_states", {"schemas": schemas})
+    return {
+        TYPES if schema is None else f"{schema}.{name}": TableState(shape, file)
+        for schema, name, shape, file in rows
+        if schema is None or tenant.kind_of(schema, name) is TableKind.TENANT
+    }
+
+
+def find_changes(
+    before: Mapping[str, tuple[str, str]], after: Mapping[str, tuple[str, str]]
+) -> Changes:
+    """
+    Tell tables that changed.
+
+    >>> one, two = {"public.a": ("x", "1")}, {"public.a": ("x", "2")}
+    >>> find_changes(one, two)
+    Changes(reshaped=(), rewritten=('public.a',))
+    >>> find_changes(one, {})
+    Changes(reshaped=('public.a',), rewritten=())
+    """
+    reshaped, rewritten = [], []
+    for label in sorted(before.keys() | after.keys()):
+        old, new = before.get(label), after.get(label)
+        if old is None or new is None or old[0] != new[0]:
+            reshaped.append(label)
+        elif old != new:
+            rewritten.append(label)
+    return Changes(tuple(reshaped), tuple(rewritten))

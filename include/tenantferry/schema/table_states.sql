@@ -1,0 +1,73 @@
+-- What the tables of an application are made of: schema, name, a fingerprint of the shape, a
+-- fingerprint of the file with the rows. The last row, without a schema, is that of the types.
+-- No stream tells all of it: a table that comes with its rows is not published yet; a column with a
+-- default, or ALTER ... USING, changes rows that nobody writes; a publication of a root tells neither
+-- that a partition comes or goes nor that one is truncated. Of the transaction's snapshot.
+-- schemas: oids of the schemas to read.
+WITH RECURSIVE tree (root, oid, pending) AS (
+    SELECT c.oid, c.oid, false
+    FROM pg_catalog.pg_class AS c
+    WHERE c.relkind = 'p' AND NOT c.relispartition AND c.relnamespace = ANY (%(schemas)s::oid[])
+    UNION ALL
+    SELECT
+        tree.root,
+        i.inhrelid,
+        tree.pending OR i.inhdetachpending
+    FROM tree
+    JOIN pg_catalog.pg_inherits AS i ON i.inhparent = tree.oid
+),
+partitions (root, state) AS (
+    SELECT
+        tree.root,
+        string_agg(
+            format('%%s %%s %%s', tree.oid, leaf.relfilenode, tree.pending), ',' ORDER BY tree.oid)
+    FROM tree
+    JOIN pg_catalog.pg_class AS leaf ON leaf.oid = tree.oid
+    GROUP BY tree.root
+),
+columns (relation, state) AS (
+    SELECT
+        a.attrelid,
+        string_agg(
+            format(
+                '%%s %%s %%s %%s %%s %%s', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attgenerated,
+                a.attmissingval),
+            ',' ORDER BY a.attnum)
+    FROM pg_catalog.pg_attribute AS a
+    WHERE a.attnum > 0 AND NOT a.attisdropped
+    GROUP BY a.attrelid
+)
+SELECT
+    n.nspname::text,
+    c.relname::text,
+    pg_catalog.md5(format('%%s: %%s; %%s', c.oid, columns.state, partitions.state)),
+    c.relfilenode::text
+FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+LEFT JOIN columns ON columns.relation = c.oid
+LEFT JOIN partitions ON partitions.root = c.oid
+WHERE c.relkind IN ('r', 'p')
+    AND c.relpersistence = 'p'
+    AND NOT c.relispartition
+    AND c.relnamespace = ANY (%(schemas)s::oid[])
+    AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_depend AS d
+        WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+            AND d.objid = c.oid AND d.deptype = 'e')
+UNION ALL
+SELECT
+    NULL,
+    'types',
+    pg_catalog.md5(coalesce(string_agg(parts.state, ',' ORDER BY parts.state), '')),
+    ''
+FROM (
+    SELECT format('%%s %%s %%s', e.enumtypid, e.enumsortorder, e.enumlabel)
+    FROM pg_catalog.pg_enum AS e
+    JOIN pg_catalog.pg_type AS t ON t.oid = e.enumtypid
+    WHERE t.typnamespace = ANY (%(schemas)s::oid[])
+    UNION ALL
+    SELECT format('%%s %%s', c.oid, columns.state)
+    FROM pg_catalog.pg_class AS c
+    JOIN columns ON columns.relation = c.oid
+    WHERE c.relkind = 'c' AND c.relnamespace = ANY (%(schemas)s::oid[])
+) AS parts (state)

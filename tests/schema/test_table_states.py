@@ -1,0 +1,91 @@
+"""Whatever changes rows, or brings some, without a stream's knowing shows in a table's state."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+from psycopg2.extensions import connection
+
+from tenantferry.fleet import Source, TableKind, Tenant
+from tenantferry.schema.table_states import TYPES, Changes, find_changes, read_table_states
+
+SCHEMA = """
+CREATE TYPE mood AS ENUM ('sad', 'ok');
+CREATE TYPE place AS (street text, number int);
+CREATE TABLE items (id int PRIMARY KEY, note text, mood mood);
+CREATE TABLE scratch (id int);
+CREATE TABLE events (id int, day int) PARTITION BY RANGE (day);
+CREATE TABLE events_1 PARTITION OF events FOR VALUES FROM (0) TO (10);
+CREATE TABLE events_2 (LIKE events);
+INSERT INTO items VALUES (1, 'a', 'ok');
+"""
+TENANT = Tenant(
+    key="acme", id=uuid4(), source=Source(conn_id="acme"), tables={"public.scratch": TableKind.SKIP}
+)
+
+
+def run(session: connection, statements: str) -> None:
+    with session.cursor() as cursor:
+        cursor.execute(statements)
+
+
+def change(source: connection, owner: connection, statements: str) -> Changes:
+    run(owner, SCHEMA)
+    before = read_table_states(source, TENANT)
+    run(owner, statements)
+    return find_changes(before, read_table_states(source, TENANT))
+
+
+@pytest.mark.parametrize(
+    ("statements", "reshaped"),
+    [
+        ("CREATE TABLE late (id int)", "public.late"),
+        ("DROP TABLE items", "public.items"),
+        ("DROP TABLE items; CREATE TABLE items (id int PRIMARY KEY, note text, mood mood)",
+         "public.items"),
+        ("ALTER TABLE items ADD COLUMN extra int DEFAULT 5", "public.items"),
+        ("ALTER TABLE items DROP COLUMN note; ALTER TABLE items ADD COLUMN note text",
+         "public.items"),
+        ("ALTER TABLE items RENAME COLUMN note TO remark", "public.items"),
+        ("ALTER TYPE mood RENAME VALUE 'ok' TO 'fine'", TYPES),
+        ("ALTER TYPE place ADD ATTRIBUTE city text", TYPES),
+        ("TRUNCATE events_1", "public.events"),
+        ("ALTER TABLE events DETACH PARTITION events_1", "public.events"),
+        ("ALTER TABLE events ATTACH PARTITION events_2 FOR VALUES FROM (10) TO (20)",
+         "public.events"),
+    ],
+)  # fmt: skip
+def test_what_comes_goes_or_is_altered_has_another_shape(
+    source: connection, source_owner: connection, statements: str, reshaped: str
+) -> None:
+    assert reshaped in change(source, source_owner, statements).reshaped
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        "TRUNCATE items",
+        "VACUUM FULL items",
+        "ALTER TABLE items ALTER COLUMN note TYPE text USING upper(note)",
+    ],
+)
+def test_rows_that_are_rewritten_are_in_another_file(
+    source: connection, source_owner: connection, statements: str
+) -> None:
+    assert change(source, source_owner, statements) == Changes((), ("public.items",))
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        "INSERT INTO items VALUES (2, 'b', 'sad'); DELETE FROM items WHERE id = 1",
+        "CREATE INDEX ON items (note); ANALYZE items; COMMENT ON TABLE items IS 'of theirs'",
+        "TRUNCATE scratch; ALTER TABLE scratch ADD COLUMN note text",
+        "CREATE TEMPORARY TABLE passing (id int); CREATE UNLOGGED TABLE lost (id int)",
+    ],
+)
+def test_what_a_stream_tells_or_nobody_moves_changes_no_state(
+    source: connection, source_owner: connection, statements: str
+) -> None:
+    assert change(source, source_owner, statements) == Changes((), ())
