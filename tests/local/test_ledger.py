@@ -79,7 +79,16 @@ def test_stop_all_spares_a_process_that_got_the_same_id_later(tmp_path: Path) ->
 
 def test_stop_all_stops_servers_after_those_who_need_them(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "fleet.json")
-    processes = {name: _spawn() for name in ("server", "pooler", "client")}
+    processes = {name: _spawn() for name in ("pooler", "client")}
+    # A server ends by SIGINT, which whoever runs the tests may have told processes to ignore.
+    processes["server"] = _spawn(
+        "import signal, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(600)"
+    )
+    assert processes["server"].stdout is not None
+    processes["server"].stdout.readline()
     roles = {"server": Role.SERVER, "pooler": Role.POOLER, "client": Role.SESSION}
     for name, process in processes.items():
         ledger.record(name, roles[name], process.pid)

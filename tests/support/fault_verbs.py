@@ -21,7 +21,7 @@ from tenantferry import connections
 from tenantferry.backfill.chunk import TEXT_SETTINGS
 from tenantferry.connections import ConnectionParams, open_connection
 from tenantferry.errors import PermanentError, TenantferryError
-from tenantferry.failpoints import listening
+from tenantferry.failpoints import listening, reach
 from tenantferry.local import client
 from tenantferry.moves import cutover as cutover_step
 from tenantferry.moves.backfill import backfill
@@ -32,10 +32,12 @@ from tenantferry.moves.stream import stream
 from tenantferry.moves.validate import validate
 from tenantferry.schema.catalog import read_tables
 from tenantferry.schema.model import Table
+from tenantferry.stream import applier as applying
 from tenantferry.stream import takeover
 from tenantferry.stream.applier import Applier
 from tenantferry.stream.batch import Batch
 from tenantferry.stream.loop import Loop
+from tenantferry.stream.netchange import KeyedChanges
 from tenantferry.traffic import guard
 
 # Processes of a server that has loaded everything: they start at once, and share no lock with us.
@@ -264,6 +266,7 @@ def _confirm_before_commit() -> None:
     _replace(Loop, "_submit", confirm_and_submit)
     # Or the next start would notice what this one has done.
     _replace(takeover, "_check_confirmed", lambda *_, **__: None)
+    _stop_only_where_rows_come()
 
 
 def _commit_the_position_first() -> None:
@@ -275,6 +278,24 @@ def _commit_the_position_first() -> None:
         apply(applier, batch)
 
     _replace(Applier, "apply", move_and_apply)
+    _stop_only_where_rows_come()
+
+
+def _stop_only_where_rows_come() -> None:
+    """
+    Let the applier be stopped only in a batch that brings new rows.
+
+    A lost update may be made good by the next one of that row; a lost row stays lost.
+    """
+    apply = Applier.apply
+
+    def apply_and_tell(applier: Applier, batch: Batch) -> None:
+        keyed = (c for _, c in batch.steps() if isinstance(c, KeyedChanges))
+        brings_rows = any(True for changes in keyed for _ in changes.inserts())
+        _replace(applying, "reach", reach if brings_rows else lambda _: None)
+        apply(applier, batch)
+
+    _replace(Applier, "apply", apply_and_tell)
 
 
 def _raise_no_fence() -> None:

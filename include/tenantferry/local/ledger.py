@@ -19,8 +19,9 @@ import psutil  # type: ignore[import-untyped]  # comes without types; Airflow de
 
 from tenantferry.errors import TransientError
 
-# Airflow gives a task five seconds; a server writes a checkpoint.
-_TIMEOUT_SECONDS = 60.0
+# A server writes a checkpoint. What else runs has nothing to lose: its servers are stopped, too.
+_PATIENCE_SECONDS = 5.0
+_SERVER_PATIENCE_SECONDS = 60.0
 
 
 class Role(IntEnum):
@@ -93,7 +94,8 @@ class Ledger:
         for role in Role:
             recorded = [entry for entry in self.read() if entry.role is role]
             running = [entry for entry in recorded if find_processes(entry)]
-            _stop(running, _SIGNALS[role])
+            patience = _SERVER_PATIENCE_SECONDS if role is Role.SERVER else _PATIENCE_SECONDS
+            _stop(running, _SIGNALS[role], patience_seconds=patience)
             stopped += [entry.name for entry in running]
             self._write([entry for entry in self.read() if entry.role is not role])
         self._path.unlink(missing_ok=True)
@@ -120,7 +122,7 @@ def find_processes(entry: Recorded) -> list[psutil.Process]:
     return [p for p in psutil.process_iter() if _session_of(p) == entry.pid and _is_alive(p)]
 
 
-def _stop(entries: Sequence[Recorded], number: signal.Signals) -> None:
+def _stop(entries: Sequence[Recorded], number: signal.Signals, *, patience_seconds: float) -> None:
     for last_resort in (number, signal.SIGKILL):
         processes = [process for entry in entries for process in find_processes(entry)]
         for process in processes:
@@ -128,7 +130,7 @@ def _stop(entries: Sequence[Recorded], number: signal.Signals) -> None:
                 process.send_signal(last_resort)
             except psutil.NoSuchProcess:
                 continue  # it ended by itself meanwhile
-        psutil.wait_procs(processes, timeout=_TIMEOUT_SECONDS)
+        psutil.wait_procs(processes, timeout=patience_seconds)
     if left := [entry.name for entry in entries if find_processes(entry)]:
         raise TransientError("could not stop every process", detail=f"Still there: {left}.")
 
