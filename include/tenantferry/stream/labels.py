@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Sequence
 
 from psycopg2.extensions import connection
 
@@ -23,19 +22,20 @@ def check_labels(source: connection, target: connection) -> None:
     there = _read_labels(target)
     missing: list[str] = []
     statements: list[str] = []
+    surplus: list[str] = []
     for (schema, name), labels in _read_labels(source).items():
-        known = there.get((schema, name))
-        if known is None:
+        known = there.get((schema, name), labels)
+        if set(labels) <= set(known):
             continue
-        missing += [
-            f'"{label}" of type "{schema}.{name}"' for label in labels if label not in known
-        ]
+        missing += _spell_labels(schema, name, (label for label in labels if label not in known))
+        surplus += _spell_labels(schema, name, (label for label in known if label not in labels))
         statements += plan_labels(schema, name, labels, known)
     if missing:
         raise DriftError(
             f"an enumerated type has changed: the target lacks label {', '.join(missing)}",
             detail="No row of the transaction that holds it was applied.",
-            hint=f'In the target: {" ".join(statements)} Then clear the task "stream_cdc".',
+            hint=f'In the target: {" ".join(statements)} Then clear the task "stream_cdc".'
+            + (_explain_surplus(surplus) if surplus else ""),
         )
 
 
@@ -43,29 +43,37 @@ def plan_labels(
     schema: str, name: str, labels: Sequence[str], known: Sequence[str]
 ) -> Iterator[str]:
     """
-    Yield the statements that give a type the labels of another, in their order.
+    Yield the statements that add the labels which a type lacks, each beside one that is there.
+
+    No label is renamed: rows of other tenants may hold it, and would change.
 
     >>> list(plan_labels("public", "mood", ["low", "ok", "fine"], ["ok"]))
     ["ALTER TYPE public.mood ADD VALUE 'low' BEFORE 'ok';", \
 "ALTER TYPE public.mood ADD VALUE 'fine' AFTER 'ok';"]
-    >>> list(plan_labels("public", "mood", ["bad", "ok"], ["sad", "ok"]))
-    ["ALTER TYPE public.mood RENAME VALUE 'sad' TO 'bad';"]
+    >>> list(plan_labels("public", "mood", ["well", "fine"], ["ok", "bad"]))
+    ["ALTER TYPE public.mood ADD VALUE 'well';", \
+"ALTER TYPE public.mood ADD VALUE 'fine' AFTER 'well';"]
     """
-    type_name = quote_name(schema, name)
-    changed = [(old, new) for old, new in zip(known, labels, strict=False) if old != new]
-    if len(known) == len(labels) and not {o for o, _ in changed} & {n for _, n in changed}:
-        for old, new in changed:
-            yield f"ALTER TYPE {type_name} RENAME VALUE {quote_text(old)} TO {quote_text(new)};"
-        return
     first = next((label for label in labels if label in known), None)
-    before = labels.index(first) if first is not None else 0
-    for label in labels[:before]:
-        place = f"BEFORE {quote_text(first or '')}"
-        yield f"ALTER TYPE {type_name} ADD VALUE {quote_text(label)} {place};"
-    for previous, label in pairwise(labels[before:]):
+    place = "" if first is None else f" BEFORE {quote_text(first)}"
+    for label in labels:
         if label not in known:
-            place = f"AFTER {quote_text(previous)}"
-            yield f"ALTER TYPE {type_name} ADD VALUE {quote_text(label)} {place};"
+            yield f"ALTER TYPE {quote_name(schema, name)} ADD VALUE {quote_text(label)}{place};"
+        place = f" AFTER {quote_text(label)}"
+
+
+def _explain_surplus(surplus: Sequence[str]) -> str:
+    """Tell what to do if a label was renamed, which cannot be told from one that was added."""
+    return (
+        f" Only the target has label {', '.join(surplus)}. If the source renamed one of these, rows"
+        ' that the target has already keep it: "validate" names them, and a run with "repair"'
+        " copies them again. A label may be renamed in the target instead only if neither a row of"
+        " another tenant nor an older change that is still to be applied holds it."
+    )
+
+
+def _spell_labels(schema: str, name: str, labels: Iterable[str]) -> list[str]:
+    return [f'"{label}" of type "{schema}.{name}"' for label in labels]
 
 
 def _read_labels(session: connection) -> dict[tuple[str, str], list[str]]:

@@ -1,0 +1,62 @@
+"""Schema changes that altered rows, too: the target takes the change, and a repair the rows."""
+
+from __future__ import annotations
+
+import re
+from contextlib import closing
+from dataclasses import replace
+from threading import Event
+
+import pytest
+
+from move_stage import APP_PASSWORD, Stage, rows
+from tenantferry.connections import open_client_connection
+from tenantferry.moves.move import Move
+from tenantferry.moves.stream import stream
+from tenantferry.moves.validate import MismatchError, validate
+from tenantferry.stream.relations import DriftError
+
+# The stream of the stage ends where it meets the change.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+OTHER_ID = "22222222-2222-2222-2222-222222222222"
+CHANGES = {
+    "label renamed": (
+        "ALTER TYPE public.mood RENAME VALUE 'ok' TO 'well'",
+        "INSERT INTO public.moods VALUES (3, 'well')",
+    ),
+}
+READ = "SELECT id, mood::text FROM public.moods WHERE {} ORDER BY id"
+
+
+@pytest.fixture
+def move(move: Move) -> Move:
+    """A tenant with rows of an enumerated type."""
+    owner = replace(move.source, user="app_owner", password=APP_PASSWORD)
+    with closing(open_client_connection(owner, purpose="schema")) as session, session:
+        rows(session, "CREATE TYPE public.mood AS ENUM ('low', 'ok')")
+        rows(session, "CREATE TABLE public.moods (id integer PRIMARY KEY, mood public.mood)")
+        rows(session, "INSERT INTO public.moods VALUES (1, 'ok'), (2, 'low')")
+    return move
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_repair_makes_exact_what_a_mended_change_left(stage: Stage, kind: str) -> None:
+    change, write = CHANGES[kind]
+    rows(stage.target, "INSERT INTO public.moods VALUES (1, 'ok', %s)", OTHER_ID)
+
+    stage.ask(f"{change}; SELECT 1")
+    stage.ask(f"{write} RETURNING 1")
+    with pytest.raises(DriftError, match='"repair"') as drift:
+        stream(stage.move, stop=Event())
+    for statement in re.findall(r"ALTER [^;]*;", drift.value.hint):
+        rows(stage.target, statement)
+    with stage.streaming_again():
+        with pytest.raises(MismatchError):
+            validate(stage.move)
+        result = validate(stage.move, repair=True)
+
+    assert (result.mismatches, result.rows) == (0, 12)
+    own = f"tenant_id = '{stage.move.tenant.id}'"
+    assert rows(stage.target, READ.format(own)) == rows(stage.source, READ.format("true"))
+    assert rows(stage.target, READ.format(f"NOT {own}")) == [(1, "ok")]
