@@ -23,7 +23,43 @@ DRIFTS = {
     "column added with a default": (
         "ALTER TABLE items ADD extra int DEFAULT 5; ALTER TABLE items ALTER extra SET DEFAULT 6",
         "INSERT INTO items VALUES (2, 'b')",
-        "ALTER TABLE public.items ADD COLUMN extra integer DEFAULT '5';",
+        "ALTER TABLE public.items ADD COLUMN extra integer DEFAULT '5',"
+        " ALTER COLUMN extra SET DEFAULT 6;",
+    ),
+    "column added with a default that is gone again": (
+        "ALTER TABLE items ADD extra int DEFAULT 5; ALTER TABLE items ALTER extra DROP DEFAULT",
+        "INSERT INTO items VALUES (2, 'b')",
+        "ALTER TABLE public.items ADD COLUMN extra integer DEFAULT '5';"
+        " ALTER TABLE public.items ALTER COLUMN extra DROP DEFAULT;",
+    ),
+    "column added with a stable default": (
+        "ALTER TABLE items ADD created timestamptz DEFAULT now()",
+        "INSERT INTO items VALUES (2, 'b')",
+        "ALTER TABLE public.items ADD COLUMN created timestamp with time zone DEFAULT '<time>',"
+        " ALTER COLUMN created SET DEFAULT now();",
+    ),
+    "column added with a volatile default": (
+        "ALTER TABLE items ADD token uuid DEFAULT gen_random_uuid()",
+        "INSERT INTO items VALUES (2, 'b')",
+        "ALTER TABLE public.items ADD COLUMN token uuid,"
+        " ALTER COLUMN token SET DEFAULT gen_random_uuid();",
+    ),
+    "column added with a sequence": (
+        "ALTER TABLE items ADD number serial",
+        "INSERT INTO items VALUES (2, 'b')",
+        "ALTER TABLE public.items ADD COLUMN number integer;",
+    ),
+    "column added with a value of all older rows, and a sequence for new ones": (
+        "CREATE SEQUENCE numbers; ALTER TABLE items ADD number bigint DEFAULT 5;"
+        " ALTER TABLE items ALTER number SET DEFAULT nextval('numbers')",
+        "INSERT INTO items VALUES (2, 'b')",
+        "ALTER TABLE public.items ADD COLUMN number bigint DEFAULT '5';"
+        " ALTER TABLE public.items ALTER COLUMN number DROP DEFAULT;",
+    ),
+    "column added as an identity": (
+        "ALTER TABLE items ADD number bigint GENERATED ALWAYS AS IDENTITY",
+        "INSERT INTO items VALUES (2, 'b')",
+        "ALTER TABLE public.items ADD COLUMN number bigint;",
     ),
     "column dropped": (
         "ALTER TABLE items DROP name",
@@ -71,9 +107,19 @@ DRIFTS = {
 # What a change did to rows on the source that the target had already: rows of the target that
 # differ behind it. A repair copies them, see tests/moves/test_changes_in_flight.py.
 LEFT_TO_REPAIR = {
+    "column added with a volatile default": ["(1,a2,)", '(10,"old shape",)'],
+    "column added with a sequence": ["(1,a2,)", '(10,"old shape",)'],
+    "column added as an identity": ["(1,a2,)", '(10,"old shape",)'],
     "label renamed": ["(1,ok)", "(10,ok)"],
     "label renamed and another one added": ["(1,ok)", "(10,ok)"],
 }
+# A sequence of the source is not there in the target: what reads it is not compared.
+READ_DEFAULTS = (
+    "SELECT attname, pg_get_expr(adbin, adrelid) FROM pg_attrdef"
+    " JOIN pg_attribute ON attrelid = adrelid AND attnum = adnum"
+    " WHERE adrelid = 'public.items'::regclass AND attgenerated = ''"
+    " AND pg_get_expr(adbin, adrelid) NOT LIKE 'nextval(%' ORDER BY attnum"
+)
 READ_LABELS = (
     "SELECT oid, enumlabel FROM pg_enum WHERE enumtypid = 'public.mood'::regtype"
     " ORDER BY enumsortorder"
@@ -108,7 +154,7 @@ def mend(move: Any, error: BaseException | None) -> str:
     statements = " ".join(re.findall(r"ALTER [^;]*;", error.hint))
     move.execute(move.target, f"SET search_path = public; {statements}")
     move.execute(move.target, "SET search_path = pg_catalog")
-    return statements
+    return re.sub(r"'\d{4}-[^']*'", "'<time>'", statements)
 
 
 def read_differing(move: Any) -> list[str]:
@@ -154,9 +200,53 @@ def test_stream_goes_on_when_the_target_was_mended_as_the_hint_says_gotcha_9(
     for table in ("items", "moods"):
         assert len(drifting.rows(table)) == len(drifting.source_rows(table))
     assert read_differing(drifting) == LEFT_TO_REPAIR.get(drift, [])
+    defaults = drifting.execute(drifting.source, READ_DEFAULTS)
+    assert drifting.execute(drifting.target, READ_DEFAULTS) == defaults
     assert drifting.rows("moods", tenant_id=OTHER_ID) == ["(1,bad)"]
     # A label of another tenant looks like one that was renamed.
     assert ("renamed" in error.hint) == ("label" in drift)
+    assert ("sequence" in error.hint) == ("sequence" in drift or "identity" in drift)
+
+
+def test_hint_spells_values_in_full_whatever_the_source_is_set_to(drifting: Any) -> None:
+    database = drifting.source_params.database
+    drifting.run(
+        f"ALTER DATABASE {database} SET extra_float_digits = 0",
+        "INSERT INTO items VALUES (1, 'a')",
+        "ALTER TABLE items ADD ratio float8 DEFAULT sqrt(2)",
+        "INSERT INTO items VALUES (2, 'b')",
+    )
+
+    with drifting.stream() as stream:
+        mended = mend(drifting, stream.failure())
+    with drifting.stream() as stream:
+        stream.catch_up()
+
+    assert "DEFAULT '1.4142135623730951'" in mended
+    assert drifting.rows("items") == drifting.source_rows("items")
+
+
+def test_hint_takes_no_default_of_another_type(drifting: Any) -> None:
+    drifting.run(
+        "ALTER TABLE items ADD extra integer DEFAULT 5",
+        "INSERT INTO items VALUES (1, 'a')",
+        "ALTER TABLE items ALTER extra TYPE text",
+        "INSERT INTO items VALUES (2, 'b')",
+    )
+
+    mended = []
+    for _ in range(2):
+        with drifting.stream() as stream:
+            error = stream.failure()
+        mended.append(mend(drifting, error))
+    with drifting.stream() as stream:
+        stream.catch_up()
+
+    assert mended == [
+        "ALTER TABLE public.items ADD COLUMN extra integer;",
+        "ALTER TABLE public.items ALTER COLUMN extra TYPE text;",
+    ]
+    assert drifting.rows("items") == drifting.source_rows("items") == ["(1,a,5)", "(2,b,5)"]
 
 
 @pytest.mark.parametrize("which", LABELS)

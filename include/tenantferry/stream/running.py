@@ -155,7 +155,9 @@ def _stream(
         return _result(record, StreamState.STOPPED)
     settle_origin(applying, tenant, progress=progress, position=record.position)
     source = stack.enter_context(
-        closing(open_connection(source_params, purpose=purpose, autocommit=True))
+        closing(
+            open_connection(source_params, purpose=purpose, autocommit=True, settings=TEXT_SETTINGS)
+        )
     )
     standing = find_standing(source_params, record)
     take_slot(source, tenant, standing)
