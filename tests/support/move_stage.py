@@ -29,6 +29,10 @@ def rows(session: connection, query: str, *values: Any) -> list[tuple[Any, ...]]
         return cursor.fetchall() if cursor.description else []
 
 
+def with_tenant(move: Move, **changes: Any) -> Move:
+    return replace(move, tenant=move.tenant.model_copy(update=changes))
+
+
 @dataclass
 class Stage:
     """
@@ -100,6 +104,18 @@ class Stage:
 
         with _hosting(run):
             yield
+
+
+def written(stage: Stage, side: str) -> list[int]:
+    session = stage.source if side == "source" else stage.target
+    return [row for (row,) in rows(session, "SELECT id FROM public.written ORDER BY id")]
+
+
+def may_log_in(stage: Stage) -> bool:
+    [(can,)] = rows(
+        stage.target, "SELECT rolcanlogin FROM pg_roles WHERE rolname = %s", stage.move.tenant.role
+    )
+    return bool(can)
 
 
 @contextmanager
