@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from move_fixtures import move, pooler, stage
+from rollback_stage import before, live
 
-__all__ = ["move", "pooler", "stage"]
+__all__ = ["before", "live", "move", "pooler", "stage"]
