@@ -21,7 +21,7 @@ from tenantferry.local.accounts import servers_directory
 from tenantferry.local.postgres import PostgresServer, find_installations
 
 # Where an assertion of theirs fails, pytest shows what it compared, as it does for a test.
-pytest.register_assert_rewrite("abort_stage", "cutover_stage", "rollback_stage")
+pytest.register_assert_rewrite("abort_stage", "cutover_stage", "retire_stage", "rollback_stage")
 # A crash of a process loses nothing that it wrote; only a crash of the machine would.
 _TEST_SETTINGS = {"fsync": "off", "full_page_writes": "off"}
 MIGRATION_PASSWORD = secrets.token_urlsafe(12)
