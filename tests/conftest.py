@@ -103,6 +103,12 @@ def source_server() -> Iterator[PostgresServer]:
     yield from _run_source_server("source", newest=False)
 
 
+@pytest.fixture
+def own_source_server() -> Iterator[PostgresServer]:
+    """A cluster that a test may stop, and whose files it may change."""
+    yield from _run_source_server("own", newest=False)
+
+
 @pytest.fixture(scope="session")
 def newest_source_server() -> Iterator[PostgresServer]:
     """A cluster for sources that have what only the newest version has."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
@@ -14,6 +16,7 @@ import pytest
 from psycopg2 import sql
 from psycopg2.extensions import connection
 
+from tenantferry.backfill.running import run_backfill
 from tenantferry.connections import ConnectionParams, open_connection
 from tenantferry.control.registry import ensure_registered
 from tenantferry.control.streams import StreamRecord, require_stream, reset_stream
@@ -22,6 +25,7 @@ from tenantferry.fleet import Source, Tenant
 from tenantferry.lsn import parse_lsn
 from tenantferry.schema.catalog import read_tables
 from tenantferry.schema.publication import ensure_publication
+from tenantferry.stream.catching_up import catch_up
 from tenantferry.stream.handshake import wait_for_position
 from tenantferry.stream.marker import emit_marker
 from tenantferry.stream.running import StreamResult, run_stream
@@ -120,6 +124,7 @@ class Move:
         self.tenant = tenant
         self.source, self.owner, self.target = sessions
         self.source_params, self.target_params = params
+        self.later_sessions = ExitStack()
 
     def pair(
         self, name: str, columns: str, *, key: str = "id", source: str = "", target: str = ""
@@ -165,6 +170,34 @@ class Move:
         return require_stream(self.target, self.tenant.key)
 
     execute = staticmethod(execute)
+
+    def backfill(self) -> None:
+        """Publish the tables, copy them, and let the stream begin there."""
+        tables = read_tables(self.source, self.tenant)
+        ensure_publication(self.source, self.tenant, tables)
+        run_backfill(
+            self.source_params, self.target_params, self.tenant, tables,
+            catch_up=partial(
+                catch_up, self.source_params, self.target_params, self.tenant, tables
+            ),
+            report=lambda _: None,
+        )  # fmt: skip
+
+    def reach_source(self, port: int) -> None:
+        """Open the sessions with the source anew: it was started again, or is another server."""
+        self.source_params = replace(self.source_params, port=port)
+        self.source = self.later_sessions.enter_context(
+            closing(open_connection(self.source_params, purpose="test", autocommit=True))
+        )
+        owner = replace(self.source_params, user="app_owner", password="owner")
+        self.owner = self.later_sessions.enter_context(
+            closing(
+                open_connection(
+                    owner, purpose="test client", autocommit=True,
+                    settings={"search_path": "public"},
+                )
+            )
+        )  # fmt: skip
 
     @contextmanager
     def writing(self, *, writers: int = 3) -> Iterator[None]:
@@ -245,16 +278,21 @@ def move(
     )
     execute(source, "SET extra_float_digits = 1")
     execute(target, "SET extra_float_digits = 1")
-    yield Move(acme, (source, source_owner, target), (source_params, target_params))
-    # Slots belong to the cluster; the next test has a tenant of the same key.
-    execute(
-        source,
-        "SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots"
-        " WHERE slot_name = %s AND active",
-        acme.slot,
-    )
-    execute(
-        source,
-        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s",
-        acme.slot,
-    )
+    made = Move(acme, (source, source_owner, target), (source_params, target_params))
+    with made.later_sessions:
+        yield made
+    # Slots belong to the cluster; the next test has a tenant of the same key. The test may have
+    # ended the session that it had.
+    with closing(open_connection(source_params, purpose="test end", autocommit=True)) as session:
+        execute(
+            session,
+            "SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots"
+            " WHERE slot_name = %s AND active",
+            acme.slot,
+        )
+        execute(
+            session,
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
+            " WHERE slot_name = %s",
+            acme.slot,
+        )

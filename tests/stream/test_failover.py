@@ -5,27 +5,23 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
 
 from standby import create_standby, cut_off, wait_until_replayed, wait_until_true
-from tenantferry.backfill.running import run_backfill
-from tenantferry.connections import open_connection
 from tenantferry.control.streams import StreamState
 from tenantferry.errors import TransientError
 from tenantferry.local.postgres import PostgresServer
-from tenantferry.schema.catalog import read_tables
-from tenantferry.schema.publication import ensure_publication
-from tenantferry.stream.catching_up import catch_up
 from tenantferry.stream.standing import ForkedError
 from tenantferry.stream.takeover import LostChangesError
 from tenantferry.stream.walsender import Walsender
+from tenantferry.timelines import Timeline
 
 FailOver = Callable[[PostgresServer], None]
+# Takes about 3 MB of the log.
+LARGE = "(SELECT string_agg(md5(i::text), '') FROM generate_series(1, 100000) AS i)"
 
 newest = pytest.mark.parametrize("source_server", ["newest"], indirect=True)
 
@@ -61,40 +57,20 @@ def copied(source_server: PostgresServer) -> Iterator[Callable[..., PostgresServ
 
 
 @pytest.fixture
-def fail_over(move: Any) -> Iterator[FailOver]:
+def fail_over(move: Any) -> FailOver:
     """Promote a standby, and let the move reach it as its source."""
-    with ExitStack() as sessions:
 
-        def promote(standby: PostgresServer) -> None:
-            standby.psql("-c", "SELECT pg_promote()")
-            port = standby.superuser.port
-            move.source_params = replace(move.source_params, port=port)
-            move.source = sessions.enter_context(
-                closing(open_connection(move.source_params, purpose="test", autocommit=True))
-            )
-            owner = replace(move.source_params, user="app_owner", password="owner")
-            move.owner = sessions.enter_context(
-                closing(
-                    open_connection(
-                        owner, purpose="test client", autocommit=True,
-                        settings={"search_path": "public"},
-                    )
-                )
-            )  # fmt: skip
+    def promote(standby: PostgresServer) -> None:
+        standby.psql("-c", "SELECT pg_promote()")
+        move.reach_source(standby.superuser.port)
 
-        yield promote
+    return promote
 
 
 def begin(move: Any) -> None:
     """Let the stream begin as a backfill does."""
     move.pair("items", "id integer, name text")
-    tables = read_tables(move.source, move.tenant)
-    ensure_publication(move.source, move.tenant, tables)
-    run_backfill(
-        move.source_params, move.target_params, move.tenant, tables,
-        catch_up=partial(catch_up, move.source_params, move.target_params, move.tenant, tables),
-        report=lambda _: None,
-    )  # fmt: skip
+    move.backfill()
 
 
 def stream_rows(move: Any, *statements: str) -> None:
@@ -133,8 +109,7 @@ def test_a_source_that_lacks_what_the_target_has_is_noticed(
     stream_rows(
         move,
         "INSERT INTO items VALUES (1, 'only the old primary has it')",
-        "INSERT INTO items VALUES (2, (SELECT string_agg(md5(i::text), '')"
-        " FROM generate_series(1, 100000) AS i))",
+        f"INSERT INTO items VALUES (2, {LARGE})",
     )
     fail_over(standby)
     create_slot_by_hand(move)
@@ -188,7 +163,7 @@ def test_a_stream_does_not_start_on_another_server_than_it_has_looked_at(move: A
     with pytest.raises(TransientError, match="not the one that was looked at"):
         Walsender(
             move.source_params, slot=move.tenant.slot, purpose="test", position=0, binary=False,
-            timeline=7,
+            timeline=Timeline(7, None),
         )  # fmt: skip
 
 
@@ -217,8 +192,85 @@ def test_a_move_goes_on_behind_a_standby_that_has_the_slot(
 
     stream_rows(move, "DELETE FROM items WHERE id = 2", "INSERT INTO items VALUES (3, 'd')")
 
-    assert (before.timeline, move.record.timeline) == (1, 2)
+    assert before.timeline == Timeline(1, 0)
+    assert move.record.timeline == Timeline(2, move.record.timeline.began)
+    assert before.position <= move.record.timeline.began < move.record.position
     assert move.rows("items") == move.source_rows("items") == ["(1,c)", "(3,d)"]
+
+
+@newest
+def test_another_timeline_of_the_same_number_is_noticed(
+    *,
+    move: Any,
+    source_server: PostgresServer,
+    copied: Callable[..., PostgresServer],
+    fail_over: FailOver,
+) -> None:
+    """The second standby never heard of the first one's promotion, and has the slot, too."""
+    if source_server.installation.major < 17:
+        pytest.skip("slots can be synchronized from PostgreSQL 17 on")
+    begin(move)
+    standbys = []
+    for name in ("first", "second"):
+        source_server.psql("-c", f"SELECT pg_create_physical_replication_slot('{name}', true)")
+        settings = {"hot_standby_feedback": "on", "sync_replication_slots": "on"}
+        standbys.append(copied(primary_slot_name=name, **settings))
+    first, second = standbys
+    with move.stream() as stream:
+        move.run("INSERT INTO items VALUES (1, 'both have it')")
+        copy_slot(move, stream, source_server, first)
+        copy_slot(move, stream, source_server, second)
+    cut_off(second)
+    stream_rows(move, "INSERT INTO items VALUES (2, 'only the first one has it')")
+    wait_until_replayed(source_server, first)
+    fail_over(first)
+    stream_rows(move, "INSERT INTO items VALUES (3, 'only the first one has it')")
+    first.stop("immediate")
+    fail_over(second)
+    move.run(f"INSERT INTO items VALUES (4, {LARGE})")
+    before = move.record
+
+    with move.stream() as stream:
+        error = stream.failure()
+    with move.stream() as stream:
+        again = stream.failure()
+
+    assert isinstance(error, ForkedError)
+    assert "is on another timeline 2, which began at" in error.detail
+    assert str(again) == str(error)
+    assert (move.record.position, move.record.timeline) == (before.position, before.timeline)
+    assert move.rows_of_ids("items") == [1, 2, 3]
+
+
+def test_a_stream_that_does_not_know_where_its_timeline_began_learns_it(move: Any) -> None:
+    """As one of an earlier version."""
+    begin(move)
+    move.execute(move.target, "UPDATE tenantferry.streams SET timeline_began = NULL")
+
+    stream_rows(move, "INSERT INTO items VALUES (1, 'a')")
+
+    assert move.record.timeline == Timeline(1, 0)
+    assert move.rows("items") == ["(1,a)"]
+
+
+def test_a_standby_that_is_not_promoted_is_no_source_yet(
+    move: Any, copied: Callable[..., PostgresServer]
+) -> None:
+    begin(move)
+    standby = copied()
+    cut_off(standby)
+    stream_rows(move, "INSERT INTO items VALUES (1, 'a')")
+    primary = move.source_params
+    move.source_params = replace(primary, port=standby.superuser.port)
+
+    with move.stream() as stream:
+        error = stream.failure()
+    move.source_params = primary
+    stream_rows(move, "INSERT INTO items VALUES (2, 'b')")
+
+    assert isinstance(error, TransientError)
+    assert "in recovery" in error.detail
+    assert move.rows_of_ids("items") == [1, 2]
 
 
 @newest

@@ -113,6 +113,8 @@ def find_obstacle(
         return "nothing is copied yet"
     if stream.copy_again:
         return "the target is known to lack rows, or to have wrong ones"
+    if stream.went_back_to is not None:
+        return "the source went back in time, and lacks what the target has"
     return (
         _compare_tables(target, tenant, tables)
         or _look_at_slot(source, tenant, stream)

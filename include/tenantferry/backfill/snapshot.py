@@ -21,7 +21,7 @@ from tenantferry.connections import (
 )
 from tenantferry.errors import PermanentError, TransientError
 from tenantferry.lsn import parse_lsn
-from tenantferry.timelines import read_timeline
+from tenantferry.timelines import Timeline, read_timeline
 
 # How long a session that we end may take to be gone.
 END_SESSION_TIMEOUT_MS = 10_000
@@ -45,7 +45,7 @@ class Snapshot:
 
     consistent_point: int
     name: str
-    timeline: int | None = None
+    timeline: Timeline | None = None
 
 
 @contextmanager

@@ -86,6 +86,8 @@ CREATE TABLE IF NOT EXISTS tenantferry.streams (
     throttled_by       text,                -- what slows down the copy or the stream ...
     throttled_at       timestamptz,         -- ... as last seen then; it is over soon after
     timeline           bigint,              -- of the source, that P is on; null until it is known
+    timeline_began     pg_lsn,              -- 0/0 of the first one; null until it is known
+    went_back_to       pg_lsn,              -- where the source's log was seen to end before P; null: never
     PRIMARY KEY (tenant, direction)
 );
 ALTER TABLE tenantferry.streams ADD COLUMN IF NOT EXISTS source_position pg_lsn;
@@ -94,6 +96,8 @@ ALTER TABLE tenantferry.streams ADD COLUMN IF NOT EXISTS touched_since pg_lsn;
 ALTER TABLE tenantferry.streams ADD COLUMN IF NOT EXISTS throttled_by text;
 ALTER TABLE tenantferry.streams ADD COLUMN IF NOT EXISTS throttled_at timestamptz;
 ALTER TABLE tenantferry.streams ADD COLUMN IF NOT EXISTS timeline bigint;
+ALTER TABLE tenantferry.streams ADD COLUMN IF NOT EXISTS timeline_began pg_lsn;
+ALTER TABLE tenantferry.streams ADD COLUMN IF NOT EXISTS went_back_to pg_lsn;
 
 -- The rows that the forward stream has written since they were compared: a cutover compares these
 -- once more. Each row is written in the transaction of the rows that it tells of.

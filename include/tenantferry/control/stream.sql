@@ -5,6 +5,8 @@ SELECT
     streams.lease_until, coalesce(streams.lease_until <= clock_timestamp(), false),
     streams.changes, streams.transactions, streams.lag_seconds, streams.lag_measured_at,
     streams.lag_bytes, streams.reported_at, streams.error, streams.copy_again,
-    streams.repairable, (streams.touched_since - '0/0')::bigint, streams.timeline
+    streams.repairable, (streams.touched_since - '0/0')::bigint,
+    (streams.went_back_to - '0/0')::bigint,
+    streams.timeline, (streams.timeline_began - '0/0')::bigint
 FROM tenantferry.streams
 WHERE streams.tenant = %s AND streams.direction = %s

@@ -18,6 +18,7 @@ from tenantferry.connections import ConnectionParams, open_connection
 from tenantferry.control.direction import Direction
 from tenantferry.errors import PermanentError, TenantferryError, TransientError
 from tenantferry.lsn import format_lsn, parse_lsn
+from tenantferry.timelines import Timeline
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class StreamRecord:
     :ivar repairable: ... or a validation that copies again what it finds to differ.
     :ivar touched_since: from this position on `tenantferry.control.touched` knows what was written.
     :ivar lag_seconds: round trip of the last marker; ``None`` is unknown, never zero.
+    :ivar went_back_to: where the source's log was seen to end before *position*; ``None``: never.
     :ivar timeline: of the source, that *position* is on; ``None`` until it is known.
     """
 
@@ -112,7 +114,8 @@ class StreamRecord:
     copy_again: bool
     repairable: bool
     touched_since: int | None
-    timeline: int | None
+    went_back_to: int | None
+    timeline: Timeline | None
 
 
 def origin_name(tenant: str) -> str:
@@ -133,6 +136,8 @@ def read_stream(
         row = cursor.fetchone()
     if row is None:
         return None
+    timeline = None if row[22] is None else Timeline(*row[22:])
+    rest = [*row[7:22], timeline]
     return StreamRecord(
         row[0],
         Direction(row[1]),
@@ -141,7 +146,7 @@ def read_stream(
         StreamState(row[4]),
         StreamCommand(row[5]),
         None if row[6] is None else parse_lsn(row[6]),
-        *row[7:],
+        *rest,
     )
 
 
@@ -164,7 +169,7 @@ def require_stream(
 
 
 def reset_stream(
-    target: connection, tenant: str, position: int, *, timeline: int | None = None
+    target: connection, tenant: str, position: int, *, timeline: Timeline | None = None
 ) -> None:
     """
     Make the forward stream of a tenant begin at *position*, whatever it did before.
@@ -191,13 +196,13 @@ def reset_stream(
             (tenant, Direction.FORWARD),
         )
         cursor.execute(
-            "INSERT INTO tenantferry.streams (tenant, position, confirmed, timeline)"
-            " VALUES (%s, %s, %s, %s)",
-            (tenant, format_lsn(position), format_lsn(position), timeline),
+            "INSERT INTO tenantferry.streams"
+            " (tenant, position, confirmed, timeline, timeline_began) VALUES (%s, %s, %s, %s, %s)",
+            (tenant, format_lsn(position), format_lsn(position), *_to_columns(timeline)),
         )
 
 
-def record_timeline(target: connection, tenant: str, *, timeline: int, confirmed: int) -> None:
+def record_timeline(target: connection, tenant: str, *, timeline: Timeline, confirmed: int) -> None:
     """
     Record which timeline of the source a forward stream follows from here on.
 
@@ -206,9 +211,24 @@ def record_timeline(target: connection, tenant: str, *, timeline: int, confirmed
     """
     with target.cursor() as cursor:
         cursor.execute(
-            "UPDATE tenantferry.streams SET timeline = %s, confirmed = %s"
+            "UPDATE tenantferry.streams SET timeline = %s, timeline_began = %s, confirmed = %s"
             " WHERE tenant = %s AND direction = %s",
-            (timeline, format_lsn(confirmed), tenant, Direction.FORWARD),
+            (*_to_columns(timeline), format_lsn(confirmed), tenant, Direction.FORWARD),
+        )
+
+
+def record_went_back(target: connection, tenant: str, log_end: int) -> None:
+    """
+    Record that the source's log ended before P; `reset_stream` forgets it.
+
+    The log grows beyond P again, and then nothing of it tells that it is another one.
+
+    :param target: open transaction or autocommit.
+    """
+    with target.cursor() as cursor:
+        cursor.execute(
+            "UPDATE tenantferry.streams SET went_back_to = %s WHERE tenant = %s AND direction = %s",
+            (format_lsn(log_end), tenant, Direction.FORWARD),
         )
 
 
@@ -366,6 +386,12 @@ def lock_stream(
         detail="Another session is it and does not end.",
         hint="Two hosts may run it; end one of them.",
     )
+
+
+def _to_columns(timeline: Timeline | None) -> tuple[int | None, str | None]:
+    if timeline is None:
+        return None, None
+    return timeline.number, None if timeline.began is None else format_lsn(timeline.began)
 
 
 def _drop_origin(cursor: cursor_type, tenant: str) -> None:

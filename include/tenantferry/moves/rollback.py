@@ -58,6 +58,7 @@ from tenantferry.reverse.positions import close_position
 from tenantferry.reverse.slot import drop_reverse_slot
 from tenantferry.schema.sequences import carry_sequences_back
 from tenantferry.stream.marker import emit_marker
+from tenantferry.timelines import Timeline
 from tenantferry.traffic.fence import check_fenced, lower_fence
 from tenantferry.traffic.role_fence import (
     check_role_alone,
@@ -212,7 +213,7 @@ class _Rollback:
                 hint='Look at the Dag "reverse_stream".',
             )
 
-    def _read_start(self) -> tuple[int, int]:
+    def _read_start(self) -> tuple[int, Timeline]:
         """
         Return where the next forward stream begins: what lies before came from the target.
 
@@ -227,9 +228,10 @@ class _Rollback:
                 detail="It was dropped, invalidated or consumed in the write pause.",
                 hint="The retry creates it again.",
             )
-        return parse_lsn(row[0]), row[2]
+        # Where it began, the next stream reads: an ordinary session cannot.
+        return parse_lsn(row[0]), Timeline(row[2], None)
 
-    def _flip(self, start: tuple[int, int], final_lsn: int, on_step: OnStep) -> None:
+    def _flip(self, start: tuple[int, Timeline], final_lsn: int, on_step: OnStep) -> None:
         target, key = self._target, self._tenant.key
         with self._pause.deciding():
             self._pause.router.flip_back(former=self._way.cutover, attempt=self._pause.id)

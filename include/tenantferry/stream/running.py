@@ -151,6 +151,9 @@ def _stream(
     record = require_stream(control, tenant.key)
     answers = Answers(control, tenant.key)
     if record.command is StreamCommand.STOP and record.position >= (record.command_lsn or 0):
+        if while_copying:
+            # The next snapshot is of that server.
+            find_standing(source_params, control, record)
         answers.acknowledge(_order_of(record), StreamState.STOPPED)
         return _result(record, StreamState.STOPPED)
     settle_origin(applying, tenant, progress=progress, position=record.position)
@@ -159,7 +162,7 @@ def _stream(
             open_connection(source_params, purpose=purpose, autocommit=True, settings=TEXT_SETTINGS)
         )
     )
-    standing = find_standing(source_params, record)
+    standing = find_standing(source_params, control, record)
     take_slot(source, tenant, standing)
     record_timeline(control, tenant.key, timeline=standing.timeline, confirmed=standing.confirmed)
     copied = settle_part(source, applying, tenant, tables, while_copying=while_copying)

@@ -13,7 +13,7 @@ import psycopg2
 from tenantferry.connections import ConnectionParams, open_replication_connection
 from tenantferry.errors import TransientError
 from tenantferry.stream.copyboth import CopyBoth
-from tenantferry.timelines import read_timeline
+from tenantferry.timelines import Timeline, read_timeline
 
 _M = TypeVar("_M")
 _DATA, _KEEPALIVE = b"wk"
@@ -54,7 +54,7 @@ class Walsender:
         position: int,
         binary: bool,
         skip_replicated: bool = False,
-        timeline: int | None = None,
+        timeline: Timeline | None = None,
     ) -> None:
         self._session = open_replication_connection(sender, purpose=purpose)
         options = {
@@ -85,8 +85,8 @@ class Walsender:
         self.received = position
         self.wants_reply = False
 
-    def _check_timeline(self, expected: int | None) -> None:
-        if expected is not None and read_timeline(self._session) != expected:
+    def _check_timeline(self, expected: Timeline | None) -> None:
+        if expected is not None and not read_timeline(self._session).may_be(expected):
             raise TransientError(
                 "the server that has the slot is not the one that was looked at",
                 detail="It writes another timeline: a standby was promoted just now.",
