@@ -9,9 +9,16 @@ import pytest
 
 from move_stage import Stage, rows, written
 from rollback_stage import aliases, assert_back, create_table, who
-from tenantferry.connections import open_admin_console, open_client_connection
+from tenantferry.connections import (
+    open_admin_console,
+    open_client_connection,
+    open_connection,
+)
 from tenantferry.control.registry import SupersededError
+from tenantferry.control.streams import require_stream
 from tenantferry.errors import PermanentError
+from tenantferry.local.postgres import PostgresServer
+from tenantferry.lsn import parse_lsn
 from tenantferry.moves.backfill import backfill
 from tenantferry.moves.cutover import cutover
 from tenantferry.moves.move import Move
@@ -130,6 +137,27 @@ def test_a_session_that_sleeps_in_the_target_past_the_pooler_is_ended_and_writes
         with pytest.raises(Exception, match="terminat"):
             cron.commit()
     assert written(live, "source") == written(live, "target") == []
+
+
+def test_the_next_stream_begins_where_the_log_of_the_source_is_flushed(
+    live: Stage, source_server: PostgresServer
+) -> None:
+    """Else the source could crash, and its log end before P."""
+    flushed: list[str] = []
+    with closing(open_connection(source_server.superuser, purpose="test")) as session:
+
+        def look(step: str) -> None:
+            if step == "sequences":
+                # Its end would flush it, soon at least.
+                rows(session, "SELECT pg_logical_emit_message(false, 'x', 'x')")
+            elif step == "files":
+                [(lsn,)] = rows(session, "SELECT pg_current_wal_flush_lsn()::text")
+                flushed.append(lsn)
+
+        rollback(live.move, on_step=look)
+
+    [lsn] = flushed
+    assert parse_lsn(lsn) >= require_stream(live.target, "acme").position
 
 
 def test_rollback_succeeds_whatever_the_application_sees_so_that_the_stream_begins(

@@ -228,6 +228,9 @@ class _Rollback:
                 detail="It was dropped, invalidated or consumed in the write pause.",
                 hint="The retry creates it again.",
             )
+        # Durable up to P, for the marker's commit flushes the log: a crash of the source would
+        # else leave P beyond the end of its log, and the tenant would have to be copied again.
+        emit_marker(self._source, self._tenant, content="start")
         # Where it began, the next stream reads: an ordinary session cannot.
         return parse_lsn(row[0]), Timeline(row[2], None)
 
