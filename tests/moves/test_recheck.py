@@ -23,6 +23,7 @@ from tenantferry.moves.lag import measure_lag
 from tenantferry.moves.move import Move
 from tenantferry.moves.validate import MismatchError, validate
 from tenantferry.stream import remembering
+from tenantferry.stream.handshake import hold, release
 from tenantferry.validation import running
 from tenantferry.validation.touched import Recheck
 
@@ -99,6 +100,60 @@ def test_the_stream_remembers_a_table_as_a_whole_when_much_of_it_is_written(
     validate(stage.move)
     write(stage, "INSERT INTO written VALUES (5)")
     assert touched_rows(stage) == [Touched("public", "written", ("id",), (("5",),))]
+
+
+def recorded_keys(stage: Stage) -> list[str]:
+    """Return every key in the record, as often as it stands there."""
+    return [
+        key
+        for (keys,) in rows(stage.target, "SELECT keys FROM tenantferry.touched")
+        for key in keys or ["any"]
+    ]
+
+
+def test_the_stream_remembers_a_row_once_however_often_it_is_written(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remembering, "MAX_KEYS", 4)
+
+    for number in range(10):
+        write(stage, f"UPDATE counted SET note = 'written {number}' WHERE id = 2")
+    write(stage, "UPDATE counted SET note = 'written' WHERE id IN (2, 3)")
+
+    assert recorded_keys(stage) == ["2", "3"]
+    assert touched_rows(stage) == [Touched("public", "counted", ("id",), (("2",), ("3",)))]
+
+
+def test_the_stream_remembers_a_row_again_after_each_comparison(stage: Stage) -> None:
+    write(stage, "UPDATE counted SET note = 'before' WHERE id = 2")
+    validate(stage.move)
+
+    write(stage, "UPDATE counted SET note = 'after' WHERE id = 2")
+
+    assert touched_rows(stage) == [Touched("public", "counted", ("id",), (("2",),))]
+    # Whether or not the comparison came to an end.
+    hold(stage.move.target, "acme")
+    release(stage.move.target, "acme")
+    write(stage, "UPDATE counted SET note = 'at last' WHERE id = 2")
+    assert recorded_keys(stage) == ["2", "2"]
+
+
+def test_the_stream_remembers_whole_tables_where_their_keys_take_too_much_memory(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remembering, "MAX_BYTES", 300)
+
+    write(
+        stage,
+        "INSERT INTO written VALUES (1)",
+        "UPDATE counted SET note = 'changed' WHERE id IN (1, 2)",
+        "INSERT INTO written VALUES (1000)",
+    )
+
+    assert touched_rows(stage) == [
+        Touched("public", "counted", (), ()),
+        Touched("public", "written", ("id",), (("1",), ("1000",))),
+    ]
 
 
 def test_a_validation_forgets_what_was_written_before_it(stage: Stage) -> None:

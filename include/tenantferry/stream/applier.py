@@ -111,6 +111,9 @@ class Applier:
                 self._commit(cursor, position, 0)
         except psycopg2.Error as error:
             raise explain(error, "move the position of the stream") from None
+        if self._memory is not None:
+            # Sides are compared at such a position, whoever it is that says so.
+            self._memory.restart()
 
     def remember(self) -> None:
         """Remember from here on which rows are written."""
@@ -120,6 +123,8 @@ class Applier:
     def _begin(self, cursor: cursor_type) -> None:
         if not self._in_transaction:
             cursor.execute("SET CONSTRAINTS ALL DEFERRED")
+            if self._memory is not None:
+                self._memory.forget_uncommitted()
             self._in_transaction = True
 
     def _apply_table(
@@ -131,7 +136,7 @@ class Applier:
         merger = Merger(stage, self._scope)
         if changes is None:
             if self._memory is not None:
-                self._memory.note_all(cursor, table, position=self.position)
+                self._memory.note_all(cursor, stage, position=self.position)
             merger.delete_all(cursor)
             return
         staged = stage_changes(stage, changes)
@@ -145,7 +150,7 @@ class Applier:
         if self._copied is not None:
             staged = self._copied.thin_out(cursor, stage, staged)
         if self._memory is not None:
-            self._memory.note(cursor, stage, staged, position=self.position)
+            self._memory.note(cursor, stage, changes, position=self.position)
         merger.merge(cursor, staged)
 
     def _stage(self, cursor: cursor_type, table: StreamedTable, text_columns: set[int]) -> Stage:
@@ -164,6 +169,8 @@ class Applier:
         self._progress.record(cursor, step)
         reach(Point.POSITION_WRITTEN)
         self._receiver.commit()
+        if self._memory is not None:
+            self._memory.mark_committed()
         reach(Point.COMMITTED)
         self.position = position
         self._in_transaction = False

@@ -106,6 +106,11 @@ class KeyedChanges:
         if Text in map(type, fields):
             self.text_columns.update(i for i, field in enumerate(fields) if type(field) is Text)
 
+    def keys(self) -> set[Key]:
+        """Return every key that a touched row had before the run or has now."""
+        originals = {row.original for row in self.live.values() if row.original is not None}
+        return originals.union(self.live, self.gone)
+
     def deletes(self) -> Iterator[Key]:
         """Yield the original keys of the rows that are gone."""
         return iter(self.gone)

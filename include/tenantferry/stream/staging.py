@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from struct import Struct
@@ -148,8 +148,8 @@ class Stage:
     def create(self, cursor: cursor_type) -> None:
         """Create the table, or create it anew with other columns."""
         columns: list[sql.Composable] = [sql.SQL("shape integer")]
-        columns += [self._column(key_column(n), i) for n, i in enumerate(self.table.key)]
-        columns += [self._column(image_column(i), i) for i in range(self._plain)]
+        columns += [self.describe(key_column(n), i) for n, i in enumerate(self.table.key)]
+        columns += [self.describe(image_column(i), i) for i in range(self._plain)]
         cursor.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self.name))
         cursor.execute(sql.SQL("DROP TYPE IF EXISTS {}").format(self._rest_name))
         if self._plain < self.width:
@@ -166,7 +166,7 @@ class Stage:
         cursor.execute(
             sql.SQL("CREATE TYPE {} AS ({})").format(
                 self._rest_name,
-                sql.SQL(", ").join(self._column(image_column(i), i) for i in rest),
+                sql.SQL(", ").join(self.describe(image_column(i), i) for i in rest),
             )
         )
         # The binary format of a composite value names the types.
@@ -229,11 +229,50 @@ class Stage:
         type_name = self.table.columns[position].type_name
         return sql.SQL("{}::{}").format(staged, sql.SQL(type_name))
 
-    def _column(self, name: sql.Identifier, position: int) -> sql.Composed:
+    def describe(self, name: sql.Identifier, position: int) -> sql.Composed:
+        """Return the definition of a staging column for values at *position*."""
         # A type name as format_type spells it is SQL already.
         is_text = position in self.text_columns
         type_name = "text" if is_text else self.table.columns[position].base_type
         return sql.SQL("{} {}").format(name, sql.SQL(type_name))
+
+
+class KeyStage:
+    """
+    The staging table of keys of one streamed table; it belongs to the session and is empty at
+    COMMIT.
+
+    :param stage: of the same table; keys are staged in its format.
+    :ivar name: to be used in SQL.
+    :ivar is_filled: as that of a `Stage`.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._is_created = False
+        self.name = sql.Identifier("pg_temp", f"keys_{stage.number}")
+        self.is_filled = False
+
+    def fill(self, cursor: cursor_type, keys: Iterable[Key]) -> None:
+        """Fill the table with nothing but *keys*; create it before, where that was not done."""
+        key = self._stage.table.key
+        if not self._is_created:
+            columns = [self._stage.describe(key_column(n), i) for n, i in enumerate(key)]
+            cursor.execute(
+                sql.SQL(
+                    "DROP TABLE IF EXISTS {name};"
+                    " CREATE TEMPORARY TABLE {name} ({columns}) ON COMMIT DELETE ROWS"
+                ).format(name=self.name, columns=sql.SQL(", ").join(columns))
+            )
+            self._is_created = True
+        elif self.is_filled:
+            cursor.execute(sql.SQL("TRUNCATE {}").format(self.name))
+        start = _ROW(len(key))
+        rows = [part for found in keys for part in (start, _join_key(found))]
+        data = BytesIO(b"".join([_HEADER, *rows, _TRAILER]))
+        statement = sql.SQL("COPY {} FROM STDIN (FORMAT binary)").format(self.name)
+        cursor.copy_expert(statement, data, size=_COPY_READ_BYTES)
+        self.is_filled = True
 
 
 def key_column(number: int) -> sql.Identifier:
