@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +13,7 @@ import psycopg2
 import pytest
 
 from move_stage import Stage, rows
-from tenantferry.connections import open_connection
+from tenantferry.connections import open_client_connection, open_connection
 from tenantferry.control.phases import Phase
 from tenantferry.control.touched import Touched, read_touched
 from tenantferry.control.validations import read_latest_validation
@@ -24,7 +26,9 @@ from tenantferry.moves.move import Move
 from tenantferry.moves.validate import MismatchError, validate
 from tenantferry.stream import remembering
 from tenantferry.stream.handshake import hold, release
-from tenantferry.validation import running
+from tenantferry.validation import running, touched
+from tenantferry.validation.alignment import View
+from tenantferry.validation.comparison import ChunkComparison, compare_chunks
 from tenantferry.validation.touched import Recheck
 
 LOOKS = "SELECT since IS NULL, tables, chunks, rows, mismatches FROM tenantferry.validations"
@@ -217,6 +221,66 @@ def test_cutover_compares_a_table_as_a_whole_where_any_row_may_have_been_written
     cutover(stage.move)
 
     assert rows(stage.target, f"{LOOKS} ORDER BY id DESC LIMIT 1") == [(False, 1, 1, 1, 0)]
+
+
+def test_cutover_compares_a_whole_table_on_as_many_lanes_as_a_validation(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(stage, "TRUNCATE counted", "TRUNCATE written")
+    used: list[set[int]] = []
+
+    def look_at_lanes(view: View, *arguments: Any, **options: Any) -> list[ChunkComparison]:
+        used.append({lane.source.info.backend_pid for lane in view.lanes})
+        return compare_chunks(view, *arguments, **options)
+
+    monkeypatch.setattr(touched, "compare_chunks", look_at_lanes, raising=False)
+    cutover(with_tenant(stage.move, backfill_workers=2))
+
+    assert [len(lanes) for lanes in used] == [2]
+
+
+@contextmanager
+def writing(stage: Stage, statement: str) -> Iterator[None]:
+    """Let the application write over and over until the block ends; it must not fail."""
+    done = threading.Event()
+    failures: list[Exception] = []
+
+    def write_on() -> None:
+        try:
+            with closing(open_client_connection(stage.client, purpose="writer")) as client:
+                client.autocommit = True
+                while not done.is_set():
+                    rows(client, statement)
+        except psycopg2.Error as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=write_on)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(30)
+    assert failures == []
+
+
+def test_cutover_of_a_tenant_that_writes_the_same_rows_over_and_over(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More changes than may be remembered of a table, and fewer rows."""
+    monkeypatch.setattr(remembering, "MAX_KEYS", 20)
+    [(changes,)] = rows(stage.target, "SELECT changes FROM tenantferry.streams")
+
+    with writing(stage, "UPDATE counted SET note = clock_timestamp()::text"):
+        while changes + 200 > rows(stage.target, "SELECT changes FROM tenantferry.streams")[0][0]:
+            time.sleep(0.05)
+        cutover(stage.move)
+
+    assert attempts(stage) == [(True, False, None)]
+    # Some of all that is written last, and nothing of it as a whole.
+    assert rows(stage.target, "SELECT count(*) FROM tenantferry.validations WHERE chunks > 0") == [
+        (1,)
+    ]
 
 
 @pytest.mark.usefixtures("much_is_written")

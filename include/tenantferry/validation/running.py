@@ -170,15 +170,16 @@ def compare_again(
             source_params,
             target_params,
             tenant,
-            lanes=1,
+            # Whether rows or whole tables were written shows when they are open.
+            lanes=max(1, min(tenant.backfill_workers, len(chunks))),
             slot_timeout_seconds=AGAIN_SLOT_TIMEOUT_SECONDS,
         ) as view:
-            (lane,) = view.lanes
+            lane = view.lanes[0]
             touched = read_touched(lane.target, tenant.key, since=since)
             if touched is None:
                 return None
             again = Recheck(lane, tables, chunks, tenant_id=tenant.id)
-            found = again.compare(with_whole(touched, rewritten))
+            found = again.compare(with_whole(touched, rewritten), view=view)
         if found.mismatches:
             rewrites.check()
     except psycopg2.Error as error:

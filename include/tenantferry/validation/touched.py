@@ -18,12 +18,13 @@ from tenantferry.control.validations import Difference
 from tenantferry.schema.model import Table
 from tenantferry.schema.own_rows import own_rows
 from tenantferry.stream.relations import WrittenColumn, read_written_columns
-from tenantferry.validation.alignment import Lane
+from tenantferry.validation.alignment import Lane, View
 from tenantferry.validation.comparison import (
     MAX_NAMED,
     ChunkComparison,
     RowComparison,
     compare_chunk,
+    compare_chunks,
     compare_rows,
 )
 from tenantferry.validation.digest import RowSet, of_tenant, read_digests
@@ -85,18 +86,22 @@ class Recheck:
         with ThreadPoolExecutor(1) as helpers:
             self._compare_rows(nothing, helpers)
 
-    def compare(self, touched: Sequence[Touched]) -> TouchedComparison:
+    def compare(self, touched: Sequence[Touched], *, view: View | None = None) -> TouchedComparison:
         """
         Compare the rows that were written; of tables of which any may have been, all.
 
+        :param view: its lanes, which include ours, compare whole tables; by default ours alone.
         :raises TransientError: if the servers could not say; that is no mismatch.
         """
         whole = {(found.schema, found.table) for found in touched if found.is_whole}
         again = [(chunk, table) for chunk, table in self._chunks if table.qualified in whole]
         with ThreadPoolExecutor(1) as helpers:
-            compared = [
-                compare_chunk(self._lane, *item, self._tenant_id, helpers) for item in again
-            ]
+            if view is None:
+                compared = [
+                    compare_chunk(self._lane, *item, self._tenant_id, helpers) for item in again
+                ]
+            else:
+                compared = compare_chunks(view, again, tenant_id=self._tenant_id)
             rows = self._compare_rows([found for found in touched if not found.is_whole], helpers)
         outcomes: list[ChunkComparison | RowComparison] = [*compared, *rows]
         differences = [found for outcome in outcomes for found in outcome.differences]
