@@ -18,6 +18,7 @@ from tenantferry.control.phases import Phase
 from tenantferry.control.touched import Touched, read_touched
 from tenantferry.control.validations import read_latest_validation
 from tenantferry.errors import TransientError
+from tenantferry.failpoints import Point, listening
 from tenantferry.local.postgres import PostgresServer
 from tenantferry.moves import validate as validating
 from tenantferry.moves.cutover import cutover
@@ -281,6 +282,60 @@ def test_cutover_of_a_tenant_that_writes_the_same_rows_over_and_over(
     assert rows(stage.target, "SELECT count(*) FROM tenantferry.validations WHERE chunks > 0") == [
         (1,)
     ]
+
+
+@pytest.mark.usefixtures("much_is_written")
+def test_cutover_compares_again_until_little_is_left(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    todo = [8, 3, 1, 0]
+
+    def write_less_and_less(point: Point) -> None:
+        if point is Point.ALIGNED:
+            write(stage, f"UPDATE counted SET note = 'changed' WHERE id <= {todo.pop(0)}")
+
+    write(stage, "UPDATE counted SET note = 'changed'")
+    with listening(write_less_and_less):
+        cutover(stage.move)
+
+    assert todo == []
+    assert rows(stage.target, f"{LOOKS} WHERE since IS NOT NULL ORDER BY id") == [
+        (False, 1, 0, rows_compared, 0) for rows_compared in (9, 8, 3, 1)
+    ]
+    assert attempts(stage) == [(True, False, None)]
+
+
+def test_cutover_pauses_nobody_when_rows_are_written_faster_than_they_are_compared(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remembering, "MAX_KEYS", 0)
+    slow = with_tenant(stage.move, recheck_seconds=0.0001)
+
+    with writing(stage, "UPDATE counted SET note = clock_timestamp()::text"):
+        measure_lag(stage.move)
+        with pytest.raises(TransientError, match="as fast as they are written") as caught:
+            cutover(slow)
+
+    assert 'any row of table "public.counted"' in caught.value.detail
+    assert "recheck_seconds is 0.0001" in caught.value.detail
+    assert attempts(stage) == []
+    assert stage.phase() == Phase.VALIDATED
+    # In a quieter hour.
+    cutover(stage.move)
+    assert attempts(stage) == [(True, False, None)]
+
+
+def test_cutover_leaves_a_whole_table_to_the_pause_that_has_time_for_it(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a table without a key nothing else is ever known."""
+    monkeypatch.setattr(remembering, "MAX_KEYS", 0)
+
+    with writing(stage, "UPDATE counted SET note = clock_timestamp()::text"):
+        measure_lag(stage.move)
+        cutover(stage.move)
+
+    assert attempts(stage) == [(True, False, None)]
 
 
 @pytest.mark.usefixtures("much_is_written")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -63,6 +63,7 @@ class ValidationResult:
     :ivar differences: the first of them.
     :ivar witnessed: what the target's log says about rows of other tenants; ``None``: nobody
         looked at it.
+    :ivar table_seconds: see `TouchedComparison`; not on record.
     """
 
     validation_id: int
@@ -74,6 +75,7 @@ class ValidationResult:
     seconds: float
     differences: tuple[Difference, ...]
     witnessed: str | None = None
+    table_seconds: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
 
 def record_validation(

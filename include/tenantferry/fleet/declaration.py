@@ -117,7 +117,7 @@ class Settings(Declared):
     :ivar slot_timeout_seconds: how long creating a slot may wait for open transactions.
     :ivar validation_max_age_seconds: an older validation is repeated before the cutover.
     :ivar recheck_seconds: a cutover undoes itself where comparing what was written last, while
-        clients wait, takes longer.
+        clients wait, takes longer; where that is to be expected, it pauses nobody.
     :ivar throttle: when the copy and the stream slow down.
     :ivar witness: prove from the target's log that the move changes no row of another tenant.
     :ivar stream_pool: Airflow pool of the long-running stream tasks.

@@ -18,10 +18,11 @@ from tenantferry.control.registry import require_registration
 from tenantferry.control.validations import read_validated_tables
 from tenantferry.errors import PermanentError, TransientError
 from tenantferry.moves.lag import measure_lag
+from tenantferry.moves.last_rows import compare_last_rows
 from tenantferry.moves.move import Move
 from tenantferry.moves.probe import look
 from tenantferry.moves.unchanged import find_unvalidated, require_same_shape
-from tenantferry.moves.validate import revalidate_in_step, validate_in_step
+from tenantferry.moves.validate import validate_in_step
 from tenantferry.reverse.slot import ensure_reverse
 from tenantferry.schema.catalog import read_catalog, read_tables
 from tenantferry.schema.left_behind import check_nothing_left_behind
@@ -106,7 +107,7 @@ def get_ready(move: Move, source: connection, target: connection) -> Readiness:
         # restarted in between reads alias files that point there already.
         with target:
             set_role_login(target, tenant.role, allowed=False)
-    compared = revalidate_in_step(source, target, move, tables, chunks)
+    compared = compare_last_rows(source, target, move, tables, chunks)
     _check_lag(move)
     # Again: somebody may have been granted something meanwhile.
     fence = _plan_fence(move, source, target)

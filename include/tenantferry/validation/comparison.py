@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class ChunkComparison:
     :ivar rows: on the source.
     :ivar target_rows: of the tenant in the target.
     :ivar differences: the first of *mismatches*.
+    :ivar seconds: how long it took.
     """
 
     chunk: Chunk
@@ -41,6 +43,7 @@ class ChunkComparison:
     target_rows: int
     mismatches: int
     differences: tuple[Difference, ...]
+    seconds: float
 
 
 def compare_chunks(
@@ -100,14 +103,16 @@ def compare_chunk(
 
     :param helpers: one thread of it digests the target's side meanwhile.
     """
+    started = time.monotonic()
     found = compare_rows(
         lane,
         rows_of_chunk(chunk, table, tenant_id=None),
         rows_of_chunk(chunk, table, tenant_id=tenant_id),
         helpers,
     )
+    seconds = time.monotonic() - started
     return ChunkComparison(
-        chunk, found.rows, found.target_rows, found.mismatches, found.differences
+        chunk, found.rows, found.target_rows, found.mismatches, found.differences, seconds
     )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import groupby, pairwise
 
@@ -60,6 +60,7 @@ class TenantComparison:
     :ivar differences: the first of *mismatches*.
     :ivar differing: the chunks whose rows differ.
     :ivar since: only what was written since this position was compared; ``None``: everything.
+    :ivar table_seconds: see `TouchedComparison`; empty where everything was compared.
     :ivar witnessed: see `ValidationResult`; not of the comparison itself.
     """
 
@@ -73,6 +74,7 @@ class TenantComparison:
     differences: tuple[Difference, ...]
     differing: tuple[Chunk, ...]
     since: int | None = None
+    table_seconds: Mapping[tuple[str, str], float] = field(default_factory=dict)
     witnessed: str | None = None
 
 
@@ -203,6 +205,7 @@ def compare_again(
         differences=found.differences,
         differing=found.differing,
         since=since,
+        table_seconds=found.table_seconds,
     )
 
 
@@ -214,7 +217,7 @@ def record_comparison(
 
     :param target: open transaction; the caller commits.
     """
-    return record_validation(
+    recorded = record_validation(
         target,
         tenant.key,
         run_id=run_id,
@@ -229,6 +232,7 @@ def record_comparison(
         since=found.since,
         witnessed=found.witnessed,
     )
+    return replace(recorded, table_seconds=found.table_seconds)
 
 
 def _purpose(tenant: Tenant) -> str:

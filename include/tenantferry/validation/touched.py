@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from uuid import UUID
@@ -46,6 +46,7 @@ class TouchedComparison:
     :ivar rows: of the source.
     :ivar differences: the first of *mismatches*.
     :ivar differing: chunks of tables that were compared as a whole, and differ.
+    :ivar table_seconds: of each such table, by schema and name: how long that takes one lane.
     """
 
     tables: int
@@ -54,6 +55,7 @@ class TouchedComparison:
     mismatches: int
     differences: tuple[Difference, ...]
     differing: tuple[Chunk, ...]
+    table_seconds: Mapping[tuple[str, str], float]
 
 
 class Recheck:
@@ -93,8 +95,8 @@ class Recheck:
         :param view: its lanes, which include ours, compare whole tables; by default ours alone.
         :raises TransientError: if the servers could not say; that is no mismatch.
         """
-        whole = {(found.schema, found.table) for found in touched if found.is_whole}
-        again = [(chunk, table) for chunk, table in self._chunks if table.qualified in whole]
+        seconds = {(found.schema, found.table): 0.0 for found in touched if found.is_whole}
+        again = [(chunk, table) for chunk, table in self._chunks if table.qualified in seconds]
         with ThreadPoolExecutor(1) as helpers:
             if view is None:
                 compared = [
@@ -103,8 +105,10 @@ class Recheck:
             else:
                 compared = compare_chunks(view, again, tenant_id=self._tenant_id)
             rows = self._compare_rows([found for found in touched if not found.is_whole], helpers)
+        for found in compared:
+            seconds[found.chunk.schema, found.chunk.table] += found.seconds
         outcomes: list[ChunkComparison | RowComparison] = [*compared, *rows]
-        differences = [found for outcome in outcomes for found in outcome.differences]
+        differences = [named for outcome in outcomes for named in outcome.differences]
         return TouchedComparison(
             tables=len(touched),
             chunks=len(again),
@@ -112,6 +116,7 @@ class Recheck:
             mismatches=sum(outcome.mismatches for outcome in outcomes),
             differences=tuple(differences[:MAX_NAMED]),
             differing=tuple(outcome.chunk for outcome in compared if outcome.mismatches),
+            table_seconds=seconds,
         )
 
     def _compare_rows(
