@@ -23,15 +23,17 @@ from tenantferry.errors import TransientError
 from tenantferry.moves.abort import abort
 from tenantferry.moves.backfill import backfill
 from tenantferry.moves.cutover import cutover
+from tenantferry.moves.lag import measure_lag
 from tenantferry.moves.move import Move
 from tenantferry.moves.prepare import prepare
 from tenantferry.moves.stream import stream
 from tenantferry.moves.validate import validate
 from tenantferry.moves.witnessing import TrespassError
-from tenantferry.stream import merging
+from tenantferry.stream import merging, progress
 from tenantferry.stream.progress import Step, TargetProgress
 from tenantferry.witness import looking
 from tenantferry.witness.looking import Evidence, WitnessLostError, look
+from tenantferry.witness.slot import drop_witness, ensure_witness
 
 # The stream of the stage ends where another one begins.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -199,6 +201,34 @@ def test_a_whole_move_changes_no_row_of_a_tenant_that_writes_meanwhile(
     assert evidence.witness.transactions >= at_first + 5
     assert other.written > 0
     assert rows(stage.target, SLOTS) == []
+
+
+def test_the_stream_signs_from_the_moment_that_its_witness_begins_and_not_before(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed: list[str] = []
+
+    def sign(cursor: cursor_type, tenant: str) -> None:
+        signed.append(tenant)
+        sign_writer(cursor, tenant)
+
+    def write(key: int) -> None:
+        rows(stage.source, f"INSERT INTO public.written VALUES ({key})")
+        measure_lag(stage.move)
+
+    monkeypatch.setattr(progress, "sign_writer", sign)
+    drop_witness(stage.move.target, stage.move.tenant)
+    measure_lag(stage.move)
+    signed.clear()
+
+    write(1)
+    before = list(signed)
+    ensure_witness(stage.move.target, stage.move.tenant)
+    for key in (2, 3):
+        write(key)
+
+    assert before == []
+    assert find_evidence(stage).witness.transactions >= 2
 
 
 @pytest.mark.parametrize("how", TRESPASSES)
