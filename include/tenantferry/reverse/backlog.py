@@ -67,11 +67,6 @@ class Backlog:
         """The entry with the first transaction that waits."""
         return self._entries[0] if self._entries else self._open
 
-    @property
-    def in_memory_bytes(self) -> int:
-        """About what it takes in memory."""
-        return self._in_memory + (self._open.size_bytes if self._open else 0)
-
     def has_before(self, limit: int | None) -> bool:
         """Tell whether a complete transaction with ``commit_lsn < limit`` waits."""
         if self._visible <= self._first:

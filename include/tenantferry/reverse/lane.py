@@ -210,12 +210,6 @@ class Lane:
         with self._lock:
             return self._is_attached and self._missing is not None and self._backlog.is_empty
 
-    @property
-    def has_follower(self) -> bool:
-        """Whether a follower is running."""
-        with self._lock:
-            return self._has_follower
-
     def limit_memory(self, memory_bytes: int) -> None:
         """Bound what comes from now on."""
         with self._lock:
