@@ -38,8 +38,11 @@ def count_records(move: Any) -> int:
     return int(count)
 
 
-def test_keys_of_several_columns_are_remembered_once(move: Any) -> None:
-    move.pair("items", "b integer, a text, note text", key="a, b")
+@pytest.mark.parametrize(
+    "more", ["", ", more aclitem DEFAULT '=r/tenantferry'"], ids=["binary", "as text"]
+)
+def test_keys_of_several_columns_are_remembered_once(move: Any, more: str) -> None:
+    move.pair("items", f"b integer, a text, note text{more}", key="a, b")
     move.begin()
     with move.stream() as stream:
         stop_and_go(move)
