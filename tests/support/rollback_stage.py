@@ -77,9 +77,8 @@ def before(stage: Stage) -> tuple[list[str], str]:
     return stage.acl(), aliases(stage)
 
 
-_HAS_REPORTED = (
-    "SELECT reported_at IS NOT NULL FROM tenantferry.streams WHERE direction = 'reverse'"
-)
+# Of the slot: a stream is said to have reported as soon as it begins, before it publishes.
+_HAS_REPORTED = "SELECT reported_at IS NOT NULL FROM tenantferry.reverse_slot"
 
 
 @pytest.fixture
