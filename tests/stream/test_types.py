@@ -125,3 +125,23 @@ def test_stream_finds_rows_by_keys_of_any_type(move: Any, type_name: str) -> Non
 
     assert move.rows("items") == move.source_rows("items")
     assert len(move.rows("items")) == len(keys) - 1
+
+
+@pytest.mark.parametrize("key", ["id", ""], ids=["key", "no key"])
+def test_stream_carries_rows_whose_column_without_binary_input_is_null(move: Any, key: str) -> None:
+    whole = "ALTER TABLE granted REPLICA IDENTITY FULL"
+    move.pair("granted", "id integer, more aclitem", key=key, source="" if key else whole)
+    move.begin()
+
+    with move.stream() as stream:
+        for statement in (
+            "INSERT INTO granted VALUES (1, NULL), (2, NULL)",
+            "DELETE FROM granted WHERE id = 1",
+            "UPDATE granted SET more = 'tenantferry=r/tenantferry' WHERE id = 2",
+            "INSERT INTO granted VALUES (3, NULL)",
+        ):
+            move.run(statement)
+            stream.catch_up()
+
+    assert move.rows("granted") == move.source_rows("granted")
+    assert len(move.rows("granted")) == 2

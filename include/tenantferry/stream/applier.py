@@ -19,7 +19,7 @@ from tenantferry.stream.progress import Progress, Step
 from tenantferry.stream.relations import StreamedTable
 from tenantferry.stream.remembering import Memory
 from tenantferry.stream.scope import Scope
-from tenantferry.stream.staging import Stage, stage_changes
+from tenantferry.stream.staging import Stage, find_text_columns, stage_changes
 
 # Settings of the session that applies. Foreign keys and user triggers do not fire. The staging
 # tables have no statistics: a plan that reads the shared table from end to end for a few rows is
@@ -132,7 +132,8 @@ class Applier:
     ) -> None:
         if self._copied is not None and not self._copied.has_some_of(table):
             return
-        stage = self._stage(cursor, table, set() if changes is None else changes.text_columns)
+        text_columns = set() if changes is None else find_text_columns(table, changes)
+        stage = self._stage(cursor, table, text_columns)
         merger = Merger(stage, self._scope)
         if changes is None:
             if self._memory is not None:

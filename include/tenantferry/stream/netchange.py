@@ -123,6 +123,10 @@ class KeyedChanges:
         """Yield the images of the rows that are new."""
         return (row.fields for row in self.live.values() if row.original is None)
 
+    def images(self) -> Iterator[Sequence[Field]]:
+        """Yield the images of all rows that are there now."""
+        return (row.fields for row in self.live.values())
+
 
 class KeylessChanges:
     """
@@ -150,6 +154,10 @@ class KeylessChanges:
     def delete(self, old: list[Field]) -> None:
         """Count one row less."""
         self._add(tuple(old), -1)
+
+    def images(self) -> Iterator[Sequence[Field]]:
+        """Yield the images of all rows, those that go included."""
+        return iter(self.counts)
 
     def _add(self, image: tuple[Field, ...], count: int) -> None:
         if Text in map(type, image):

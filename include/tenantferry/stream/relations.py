@@ -51,6 +51,7 @@ class WrittenColumn:
     :ivar base_type: the type below all domains, by which a row is staged, and its collation.
     :ivar equality: schema and name of the operator that its index uses.
     :ivar identity_always: it refuses an UPDATE.
+    :ivar reads_binary: its type has a binary input. Else values come as text.
     """
 
     name: str
@@ -58,6 +59,7 @@ class WrittenColumn:
     base_type: str
     equality: tuple[str, str] = ("pg_catalog", "=")
     identity_always: bool = False
+    reads_binary: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,10 +223,11 @@ def read_written_columns(receiver: connection, schema: str, name: str) -> list[W
             column,
             type_name,
             base_type,
-            ("pg_catalog", "=") if operator is None else (operator_schema, operator),
+            ("pg_catalog", "=") if equality[1] is None else (equality[0], equality[1]),
             always,
+            reads_binary,
         )
-        for column, type_name, base_type, generated, always, operator_schema, operator in rows
+        for column, type_name, base_type, generated, always, reads_binary, *equality in rows
         if column != TENANT_COLUMN and not generated
     ]
 

@@ -58,6 +58,26 @@ class Staged:
         return not (self.deletes or self.inserts or self.counts)
 
 
+def find_text_columns(table: StreamedTable, changes: Changes) -> set[int]:
+    """
+    Return the positions of the columns that have to be staged as text.
+
+    Those whose values came as text; and those without a binary input, which can only hold nulls
+    then: not even these can be read into them.
+
+    :raises PermanentError: if a value came in binary for a type that has no binary input here.
+    """
+    blind = {i for i, column in enumerate(table.columns) if not column.reads_binary}
+    blind -= changes.text_columns
+    if blind and any(row[i] not in (NULL, UNCHANGED) for row in changes.images() for i in blind):
+        raise PermanentError(
+            f'could not stage the changes of table "{table.label}"',
+            detail="A value came in binary, and its type has no binary input on this side.",
+            hint="Install the same version of the type's extension on both sides.",
+        )
+    return changes.text_columns | blind
+
+
 def stage_changes(stage: Stage, changes: Changes) -> Staged:
     """Write net changes in the format of binary COPY, for a staging table that was created."""
     if isinstance(changes, KeyedChanges):

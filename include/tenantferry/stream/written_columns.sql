@@ -1,6 +1,6 @@
 -- The columns of one table, in order, each with its type as it is below all domains (and the
--- collation, where it is not that type's own) and the
--- schema and name of that type's own equality operator, where it has one.
+-- collation, where it is not that type's own), whether that has a binary input, and the schema and
+-- name of its own equality operator, where it has one.
 -- Parameters: schema, name.
 WITH RECURSIVE layers (number, type, typmod) AS (
     SELECT attributes.attnum, attributes.atttypid, attributes.atttypmod
@@ -32,6 +32,7 @@ SELECT
     ),
     attributes.attgenerated <> '',
     attributes.attidentity = 'a',
+    base.typreceive <> 0,
     equality.schema,
     equality.name
 FROM layers
