@@ -13,6 +13,7 @@ import pytest
 from move_stage import APP_PASSWORD, Stage, rows
 from tenantferry.connections import open_client_connection
 from tenantferry.errors import TransientError
+from tenantferry.moves.backfill import backfill
 from tenantferry.moves.move import Move
 from tenantferry.moves.stream import stream
 from tenantferry.moves.validate import MismatchError, validate
@@ -48,13 +49,17 @@ def move(move: Move) -> Move:
 
 def meet_change(stage: Stage) -> str:
     """Stream until the change is met, as Airflow does, and return what the error says to do."""
-    while True:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
         try:
-            stream(stage.move, stop=Event())
+            result = stream(stage.move, stop=Event())
         except TransientError:  # the stream of the stage still has the slot
             time.sleep(0.1)
         except DriftError as drift:
             return drift.hint
+        else:
+            raise AssertionError(f"it ended: {result.reason}")
+    raise AssertionError("the change was not met in time")
 
 
 @pytest.mark.parametrize("kind", CHANGES)
@@ -79,3 +84,19 @@ def test_repair_makes_exact_what_a_mended_change_left(stage: Stage, kind: str) -
     there = rows(stage.source, READ.format(columns, "true"))
     assert rows(stage.target, READ.format(columns, own)) == there
     assert rows(stage.target, READ.format("id, mood::text", f"NOT {own}")) == [(1, "ok")]
+
+
+def test_a_change_that_was_undone_on_the_source_lets_backfill_copy_all_again(stage: Stage) -> None:
+    for statement in (
+        "ALTER TABLE public.moods ADD extra int",
+        "INSERT INTO public.moods VALUES (3, 'ok', 1)",
+        "ALTER TABLE public.moods DROP extra",
+    ):
+        stage.ask(statement)
+    assert 'Clear the task "backfill"' in meet_change(stage)
+
+    backfill(stage.move)
+    with stage.streaming_again():
+        assert validate(stage.move).mismatches == 0
+
+    assert rows(stage.target, READ.format("id", "true")) == [(1,), (2,), (3,)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -30,7 +30,7 @@ from tenantferry.stream.handshake import hold, release
 from tenantferry.validation import running, touched
 from tenantferry.validation.alignment import View
 from tenantferry.validation.comparison import ChunkComparison, compare_chunks
-from tenantferry.validation.touched import Recheck
+from tenantferry.validation.touched import Recheck, TouchedComparison
 
 LOOKS = "SELECT since IS NULL, tables, chunks, rows, mismatches FROM tenantferry.validations"
 
@@ -330,11 +330,20 @@ def test_cutover_leaves_a_whole_table_to_the_pause_that_has_time_for_it(
 ) -> None:
     """Of a table without a key nothing else is ever known."""
     monkeypatch.setattr(remembering, "MAX_KEYS", 0)
+    in_pause: list[bool] = []
+    compare = Recheck.compare
 
+    def note(recheck: Recheck, touched: Sequence[Touched], **options: Any) -> TouchedComparison:
+        if "view" not in options:
+            in_pause.extend(found.is_whole for found in touched)
+        return compare(recheck, touched, **options)
+
+    monkeypatch.setattr(Recheck, "compare", note)
     with writing(stage, "UPDATE counted SET note = clock_timestamp()::text"):
         measure_lag(stage.move)
         cutover(stage.move)
 
+    assert in_pause == [True]
     assert attempts(stage) == [(True, False, None)]
 
 
@@ -406,6 +415,27 @@ def test_cutover_undoes_itself_when_nobody_knows_any_more_what_was_written_last(
 
     assert [attempt[:2] for attempt in attempts(stage)] == [(False, True)]
     assert stage.phase() == Phase.VALIDATED
+
+
+def test_cutover_undoes_itself_when_a_sample_that_began_earlier_finds_a_difference(
+    stage: Stage,
+) -> None:
+    def find() -> None:
+        rows(
+            stage.target,
+            "INSERT INTO tenantferry.validations"
+            " (tenant, position, started_at, tables, chunks, rows, mismatches)"
+            " SELECT tenant, position, started_at, tables, chunks, rows, 1"
+            " FROM tenantferry.validations",
+        )
+
+    with pytest.raises(TransientError, match="began earlier"):
+        cutover(stage.move, on_step=at("sequences", find))
+
+    assert [attempt[1] for attempt in attempts(stage)] == [True]
+    # What is true is found out by the next attempt.
+    cutover(stage.move)
+    assert stage.phase() == Phase.LIVE
 
 
 def test_cutover_undoes_itself_when_comparing_the_last_rows_takes_too_long(

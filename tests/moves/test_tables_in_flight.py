@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -12,9 +13,12 @@ from move_stage import APP_PASSWORD, Stage, rows
 from tenantferry.connections import open_connection
 from tenantferry.control.phases import Phase
 from tenantferry.errors import PermanentError, TransientError
+from tenantferry.failpoints import Point, listening
+from tenantferry.moves import validate as validating
 from tenantferry.moves.cutover import cutover
 from tenantferry.moves.lag import measure_lag
 from tenantferry.moves.validate import MismatchError, validate
+from tenantferry.schema.publication import check_published
 
 
 def test_validate_tells_of_tables_that_came_or_went(stage: Stage) -> None:
@@ -134,3 +138,38 @@ def test_cutover_compares_all_where_both_sides_got_a_column_of_other_values(stag
     assert attempts(stage) == []
     latest = "SELECT since IS NULL, mismatches FROM tenantferry.validations ORDER BY id DESC"
     assert rows(stage.target, latest)[0] == (True, 9)
+
+
+def test_cutover_compares_a_column_that_came_between_the_looks_of_its_validation(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows(stage.target, "ALTER TABLE public.counted ADD COLUMN extra int DEFAULT 6")
+
+    def add_column(*arguments: Any) -> None:
+        check_published(*arguments)
+        stage.ask("ALTER TABLE public.counted ADD COLUMN IF NOT EXISTS extra int DEFAULT 5")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(validating, "check_published", add_column)
+        # It does not know of the column.
+        assert validate(stage.move).mismatches == 0
+
+    with pytest.raises(MismatchError, match="differ"):
+        cutover(stage.move)
+    assert attempts(stage) == []
+
+
+def test_cutover_pauses_nobody_when_the_schema_changed_while_it_compared(stage: Stage) -> None:
+    def deploy(point: Point) -> None:
+        if point is Point.ALIGNED:
+            stage.ask("CREATE OR REPLACE VIEW public.notes AS SELECT note FROM public.counted")
+
+    stage.ask("UPDATE counted SET note = 'changed' RETURNING 1")
+    measure_lag(stage.move)
+    old = replace(
+        stage.move, tenant=stage.move.tenant.model_copy(update={"validation_max_age_seconds": 0})
+    )
+    with listening(deploy), pytest.raises(PermanentError, match="schema of tenant"):
+        cutover(old)
+
+    assert attempts(stage) == []

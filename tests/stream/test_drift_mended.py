@@ -29,8 +29,14 @@ DRIFTS = {
     "column added with a default that is gone again": (
         "ALTER TABLE items ADD extra int DEFAULT 5; ALTER TABLE items ALTER extra DROP DEFAULT",
         "INSERT INTO items VALUES (2, 'b')",
-        "ALTER TABLE public.items ADD COLUMN extra integer DEFAULT '5';"
-        " ALTER TABLE public.items ALTER COLUMN extra DROP DEFAULT;",
+        "ALTER TABLE public.items ADD COLUMN extra integer DEFAULT '5',"
+        " ALTER COLUMN extra SET DEFAULT NULL;",
+    ),
+    "column added whose arrays are spelled with semicolons": (
+        "ALTER TABLE items ADD place box DEFAULT '(1,1),(0,0)'",
+        "INSERT INTO items VALUES (2, 'b')",
+        "ALTER TABLE public.items ADD COLUMN place box DEFAULT '(1,1),(0,0)',"
+        " ALTER COLUMN place SET DEFAULT '(1,1),(0,0)'::box;",
     ),
     "column added with a stable default": (
         "ALTER TABLE items ADD created timestamptz DEFAULT now()",
@@ -53,8 +59,8 @@ DRIFTS = {
         "CREATE SEQUENCE numbers; ALTER TABLE items ADD number bigint DEFAULT 5;"
         " ALTER TABLE items ALTER number SET DEFAULT nextval('numbers')",
         "INSERT INTO items VALUES (2, 'b')",
-        "ALTER TABLE public.items ADD COLUMN number bigint DEFAULT '5';"
-        " ALTER TABLE public.items ALTER COLUMN number DROP DEFAULT;",
+        "ALTER TABLE public.items ADD COLUMN number bigint DEFAULT '5',"
+        " ALTER COLUMN number SET DEFAULT NULL;",
     ),
     "column added as an identity": (
         "ALTER TABLE items ADD number bigint GENERATED ALWAYS AS IDENTITY",

@@ -63,7 +63,7 @@ class ValidationResult:
     :ivar differences: the first of them.
     :ivar witnessed: what the target's log says about rows of other tenants; ``None``: nobody
         looked at it.
-    :ivar table_seconds: see `TouchedComparison`; not on record.
+    :ivar table_seconds: how long each table that was compared as a whole took; not on record.
     """
 
     validation_id: int
@@ -204,18 +204,16 @@ def record_tables(
         )
 
 
-def read_validated_tables(target: connection, tenant: str) -> dict[str, tuple[str, str]]:
+def read_validated_tables(target: connection, validation_id: int) -> dict[str, tuple[str, str]]:
     """
-    Return for which tables the last comparison of a tenant on its way holds.
+    Return for which tables of the source a comparison holds.
 
     :param target: open transaction or autocommit; only read.
     """
     with target.cursor() as cursor:
         cursor.execute(
-            "SELECT source_tables FROM tenantferry.validations"
-            " WHERE tenant = %s AND direction = 'forward' ORDER BY id DESC LIMIT 1",
-            (tenant,),
+            "SELECT source_tables FROM tenantferry.validations WHERE id = %s", (validation_id,)
         )
         row = cursor.fetchone()
     found = (row[0] if row else None) or {}
-    return {label: (shape, file) for label, (shape, file) in found.items()}
+    return {label: (shape, files) for label, (shape, files) in found.items()}

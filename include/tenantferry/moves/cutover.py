@@ -45,7 +45,7 @@ from tenantferry.moves.pausing import OnStep, Pause, ignore, measure_steps, writ
 from tenantferry.moves.readiness import Readiness, get_ready
 from tenantferry.moves.recheck import ready_to_recheck, recheck
 from tenantferry.moves.sessions import exclusive_step, open_source
-from tenantferry.moves.unchanged import check_unchanged
+from tenantferry.moves.unchanged import check_not_contradicted, check_unchanged
 from tenantferry.reverse.marker import emit_grace
 from tenantferry.reverse.slot import check_reverse_slot
 from tenantferry.schema.roles import set_role_login
@@ -165,6 +165,7 @@ class _Cutover:
 
     def _flip(self, final_lsn: int, on_step: OnStep) -> None:
         with self._pause.deciding():
+            check_not_contradicted(self._target, self._tenant)
             self._pause.router.flip(self._readiness.changes, attempt=self._pause.id)
             on_step("files")
             set_role_login(self._target, self._tenant.role, allowed=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from psycopg2.extensions import connection
 
@@ -44,11 +44,13 @@ def compare_last_rows(
     compared: ValidationResult | None = None
     touched: Sequence[Touched] | None = None
     before = left = seconds = math.inf
+    table_seconds: dict[tuple[str, str], float] = {}
     for number in range(1, MAX_COMPARISONS + 1):
         found = revalidate_in_step(source, target, move, tables, chunks)
         if compared is not None and found.validation_id == compared.validation_id:
             return found
         compared = found
+        table_seconds.update(compared.table_seconds)
         # What the stream has not applied yet has to be compared, too.
         measure_lag(move)
         with target:
@@ -57,7 +59,7 @@ def compare_last_rows(
             seconds = math.inf
             continue
         before, left = left, sum(one.size for one in touched)
-        seconds = _estimate_seconds(touched, compared)
+        seconds = _estimate_seconds(touched, table_seconds)
         if 2 * left < before and number < MAX_COMPARISONS:
             continue
         if seconds <= move.tenant.recheck_seconds:
@@ -68,10 +70,12 @@ def compare_last_rows(
     raise _tell_too_much(move, touched or (), seconds)
 
 
-def _estimate_seconds(touched: Sequence[Touched], compared: ValidationResult) -> float:
+def _estimate_seconds(
+    touched: Sequence[Touched], table_seconds: Mapping[tuple[str, str], float]
+) -> float:
     """Tell how long clients would wait; for ever, where a table was never compared as a whole."""
     return sum(
-        compared.table_seconds.get((one.schema, one.table), math.inf)
+        table_seconds.get((one.schema, one.table), math.inf)
         if one.is_whole
         else one.size / KEYS_PER_SECOND
         for one in touched

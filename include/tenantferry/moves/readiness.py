@@ -21,7 +21,7 @@ from tenantferry.moves.lag import measure_lag
 from tenantferry.moves.last_rows import compare_last_rows
 from tenantferry.moves.move import Move
 from tenantferry.moves.probe import look
-from tenantferry.moves.unchanged import find_unvalidated, require_same_shape
+from tenantferry.moves.unchanged import require_same_shape
 from tenantferry.moves.validate import validate_in_step
 from tenantferry.reverse.slot import ensure_reverse
 from tenantferry.schema.catalog import read_catalog, read_tables
@@ -95,8 +95,7 @@ def get_ready(move: Move, source: connection, target: connection) -> Readiness:
         check_nothing_left_behind(target, tenant, tables)
         chunks = tuple(load_chunks(source, target, tenant, tables))
         ensure_tenant_sequences(source, target, tenant)
-        reshaped = find_unvalidated(source, target, tenant).reshaped
-    if reshaped or not _is_validated(move, target):
+    if not _is_validated(move, target):
         validate_in_step(target, move)
     ensure_reverse(move.target)
     changes = _make_changes(move, target)
@@ -109,11 +108,11 @@ def get_ready(move: Move, source: connection, target: connection) -> Readiness:
             set_role_login(target, tenant.role, allowed=False)
     compared = compare_last_rows(source, target, move, tables, chunks)
     _check_lag(move)
-    # Again: somebody may have been granted something meanwhile.
+    # Again: comparing may have taken hours.
     fence = _plan_fence(move, source, target)
+    check_schema(move, source, target)
     with target:
-        states = read_validated_tables(target, tenant.key)
-    # What was validated may have another shape than what was checked.
+        states = read_validated_tables(target, compared.validation_id)
     require_same_shape(find_changes(seen, states), tenant)
     return Readiness(fence, changes, tables, chunks, compared.position, states)
 

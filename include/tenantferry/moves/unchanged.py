@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from psycopg2.extensions import connection
 
-from tenantferry.control.validations import read_validated_tables
+from tenantferry.control.validations import read_latest_validation
 from tenantferry.errors import TransientError
 from tenantferry.fleet import Tenant
 from tenantferry.schema.table_states import (
@@ -15,18 +15,6 @@ from tenantferry.schema.table_states import (
     find_changes,
     read_table_states,
 )
-
-
-def find_unvalidated(source: connection, target: connection, tenant: Tenant) -> Changes:
-    """
-    Tell which tables of the source are not as the last validation saw them.
-
-    :param source: open transaction or autocommit; only read.
-    :param target: open transaction or autocommit; only read.
-    """
-    return find_changes(
-        read_validated_tables(target, tenant.key), read_table_states(source, tenant)
-    )
 
 
 def require_same_shape(changes: Changes, tenant: Tenant) -> None:
@@ -38,8 +26,8 @@ def require_same_shape(changes: Changes, tenant: Tenant) -> None:
     if changes.reshaped:
         raise TransientError(
             f'tables of tenant "{tenant.key}" changed since it was validated',
-            detail="Created, dropped or altered, or a partition attached, detached, truncated or"
-            f" rewritten: {', '.join(changes.reshaped)}.",
+            detail="Created, dropped or altered, or a partition attached or detached:"
+            f" {', '.join(changes.reshaped)}.",
             hint="The retry checks and validates again. Keep such statements away from the source"
             " until the tenant was moved.",
         )
@@ -53,3 +41,21 @@ def check_unchanged(source: connection, tenant: Tenant, seen: Mapping[str, Table
     """
     now = find_changes(seen, read_table_states(source, tenant))
     require_same_shape(Changes(now.reshaped + now.rewritten, ()), tenant)
+
+
+def check_not_contradicted(target: connection, tenant: Tenant) -> None:
+    """
+    Check that no comparison that ended meanwhile has found the sides to differ.
+
+    That of a sample begins while no step runs, and may end hours later.
+
+    :param target: open transaction or autocommit; only read.
+    :raises TransientError: if one has.
+    """
+    latest = read_latest_validation(target, tenant.key)
+    if latest is not None and latest.mismatches:
+        raise TransientError(
+            f'a comparison of tenant "{tenant.key}" that began earlier has found differences',
+            detail=" ".join(map(str, latest.differences)),
+            hint="The retry validates again, and says how to go on if it finds them, too.",
+        )

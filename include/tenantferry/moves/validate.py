@@ -94,10 +94,10 @@ def validate_in_step(target: connection, move: Move, *, repair: bool = False) ->
     """
     tenant = move.tenant
     with open_source(move.source, purpose=f"validate {tenant.key}") as source:
+        # First: what changes from here on is not validated.
+        states = read_table_states(source, tenant)
         tables = read_tables(source, tenant)
         check_published(source, tenant, tables)
-        # Before: what changes while rows are compared is not validated.
-        states = read_table_states(source, tenant)
     with target:
         check_nothing_left_behind(target, tenant, tables)
     found = _compare(target, move, tables)
@@ -129,8 +129,9 @@ def revalidate_in_step(
     states = read_table_states(source, tenant)
     with target:
         latest = read_latest_validation(target, tenant.key)
-        changes = find_changes(read_validated_tables(target, tenant.key), states)
+        seen = {} if latest is None else read_validated_tables(target, latest.validation_id)
         touched = read_touched(target, tenant.key, since=latest.position if latest else 0)
+    changes = find_changes(seen, states)
     if latest is None or latest.mismatches or touched is None or changes.reshaped:
         return validate_in_step(target, move)
     rewritten = [table for table in tables if table.label in changes.rewritten]

@@ -24,14 +24,14 @@ class TableState(NamedTuple):
     """
     Fingerprints of one table.
 
-    :ivar shape: its identity, its columns with the values that old rows get in them, its partitions
-        with their files.
-    :ivar file: where its rows are. ``TRUNCATE`` and what rewrites every row change it, also where
-        the rows stay as they are, as by ``VACUUM FULL``.
+    :ivar shape: its identity, its columns, its partitions.
+    :ivar files: where its rows are, and what old ones have in columns that came later. ``TRUNCATE``
+        and what rewrites every row change it, also where the rows stay as they are, as by
+        ``VACUUM FULL``.
     """
 
     shape: str
-    file: str
+    files: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Changes:
     What became of tables, as ``schema.table``.
 
     :ivar reshaped: they came, went, or have other columns, types or partitions.
-    :ivar rewritten: the same, but for their file.
+    :ivar rewritten: the same, but for their files.
     """
 
     reshaped: tuple[str, ...]
@@ -56,8 +56,8 @@ def read_table_states(source: connection, tenant: Tenant) -> dict[str, TableStat
     schemas = list(read_schemas(source, None))
     rows = read_rows(source, "table_states", {"schemas": schemas})
     return {
-        TYPES if schema is None else f"{schema}.{name}": TableState(shape, file)
-        for schema, name, shape, file in rows
+        TYPES if schema is None else f"{schema}.{name}": TableState(shape, files)
+        for schema, name, shape, files in rows
         if schema is None or tenant.kind_of(schema, name) is TableKind.TENANT
     }
 

@@ -1,47 +1,51 @@
 -- What the tables of an application are made of: schema, name, a fingerprint of the shape, a
--- fingerprint of the file with the rows. The last row, without a schema, is that of the types.
+-- fingerprint of the files with the rows. The last row, without a schema, is that of the types.
 -- No stream tells all of it: a table that comes with its rows is not published yet; a column with a
 -- default, or ALTER ... USING, changes rows that nobody writes; a publication of a root tells neither
 -- that a partition comes or goes nor that one is truncated. Of the transaction's snapshot.
 -- schemas: oids of the schemas to read.
-WITH RECURSIVE tree (root, oid, pending) AS (
-    SELECT c.oid, c.oid, false
+WITH RECURSIVE tree (root, oid, attached) AS (
+    SELECT c.oid, c.oid, ''
     FROM pg_catalog.pg_class AS c
     WHERE c.relkind = 'p' AND NOT c.relispartition AND c.relnamespace = ANY (%(schemas)s::oid[])
     UNION ALL
-    SELECT
-        tree.root,
-        i.inhrelid,
-        tree.pending OR i.inhdetachpending
+    -- A partition that was away, and changed meanwhile, has another row here.
+    SELECT tree.root, i.inhrelid, format('%%s %%s', i.xmin, i.inhdetachpending)
     FROM tree
     JOIN pg_catalog.pg_inherits AS i ON i.inhparent = tree.oid
 ),
-partitions (root, state) AS (
+partitions (root, shape, files) AS (
     SELECT
         tree.root,
-        string_agg(
-            format('%%s %%s %%s', tree.oid, leaf.relfilenode, tree.pending), ',' ORDER BY tree.oid)
+        string_agg(format('%%s %%s', tree.oid, tree.attached), ',' ORDER BY tree.oid),
+        string_agg(leaf.relfilenode::text, ' ' ORDER BY tree.oid)
     FROM tree
     JOIN pg_catalog.pg_class AS leaf ON leaf.oid = tree.oid
     GROUP BY tree.root
 ),
-columns (relation, state) AS (
+columns (relation, shape, missing) AS (
     SELECT
         a.attrelid,
         string_agg(
-            format(
-                '%%s %%s %%s %%s %%s %%s', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attgenerated,
-                a.attmissingval),
-            ',' ORDER BY a.attnum)
-    FROM pg_catalog.pg_attribute AS a
-    WHERE a.attnum > 0 AND NOT a.attisdropped
+            format('%%s %%s %%s %%s %%s', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attgenerated),
+            ',' ORDER BY a.attnum),
+        -- What old rows have in a new column; VACUUM FULL writes it into them.
+        string_agg(format('%%s %%s', a.attnum, a.attmissingval), ',' ORDER BY a.attnum)
+            FILTER (WHERE a.atthasmissing)
+    FROM pg_catalog.pg_class AS c
+    JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid
+    WHERE c.relkind IN ('r', 'p', 'c')
+        AND c.relnamespace = ANY (%(schemas)s::oid[])
+        AND NOT c.relispartition
+        AND a.attnum > 0 AND NOT a.attisdropped
     GROUP BY a.attrelid
 )
 SELECT
     n.nspname::text,
     c.relname::text,
-    pg_catalog.md5(format('%%s: %%s; %%s', c.oid, columns.state, partitions.state)),
-    c.relfilenode::text
+    pg_catalog.md5(format('%%s: %%s; %%s', c.oid, columns.shape, partitions.shape)),
+    pg_catalog.md5(
+        format('%%s: %%s', coalesce(partitions.files, c.relfilenode::text), columns.missing))
 FROM pg_catalog.pg_class AS c
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 LEFT JOIN columns ON columns.relation = c.oid
@@ -66,8 +70,8 @@ FROM (
     JOIN pg_catalog.pg_type AS t ON t.oid = e.enumtypid
     WHERE t.typnamespace = ANY (%(schemas)s::oid[])
     UNION ALL
-    SELECT format('%%s %%s', c.oid, columns.state)
+    SELECT format('%%s %%s', c.oid, columns.shape)
     FROM pg_catalog.pg_class AS c
     JOIN columns ON columns.relation = c.oid
-    WHERE c.relkind = 'c' AND c.relnamespace = ANY (%(schemas)s::oid[])
+    WHERE c.relkind = 'c'
 ) AS parts (state)

@@ -38,23 +38,14 @@ class ColumnFacts:
 Facts = Mapping[str, ColumnFacts]
 
 
-def advise(
-    source: connection, table: tuple[str, str], sent: Shape, expected: Shape, *, now: Shape
-) -> str:
+def advise(source: connection, table: tuple[str, str], sent: Shape, expected: Shape) -> str:
     """
     Return the hint of a table that has another shape in the target than what is sent.
 
     :param source: in autocommit, with `TEXT_SETTINGS`; only read.
     :param table: schema and name.
     :param expected: columns of the target.
-    :param now: columns of the source at this moment, which may be later than what it sends.
     """
-    if list(now) == list(expected):
-        return (
-            "These rows were written before both sides had the shape that they have now, and nobody"
-            " can tell what they would be in it: the tenant must be copied again. Clear the task"
-            ' "backfill" and those after it.'
-        )
     label = quote_name(*table)
     facts = _read_facts(source, table)
     renamed = _find_renames(sent, expected, facts)
@@ -66,7 +57,7 @@ def advise(
     return (
         f'In the target, as the source did: {statements} Then clear the task "stream_cdc".'
         f"{_explain_defaults(added)} Other tenants share the table: if it must not change, undo the"
-        ' change on the source and clear the task "backfill" and those after it.'
+        ' change on the source and clear "stream_cdc": it asks for the tenant to be copied again.'
     )
 
 
@@ -107,10 +98,10 @@ def _plan_addition(name: str, type_name: str, facts: ColumnFacts | None) -> Iter
         # In one statement: no other tenant's INSERT comes between.
         yield f"{addition}, ALTER COLUMN {column} SET DEFAULT {facts.default}"
         return
-    yield addition
     if facts.missing is not None:
-        # Within one statement Postgres drops before it adds.
-        yield f"ALTER COLUMN {column} DROP DEFAULT"
+        # Not DROP DEFAULT: Postgres drops before it adds.
+        addition += f", ALTER COLUMN {column} SET DEFAULT NULL"
+    yield addition
 
 
 def _explain_defaults(added: Facts) -> str:

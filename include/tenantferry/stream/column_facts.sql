@@ -5,7 +5,8 @@
 SELECT
     attributes.attname::text,
     pg_catalog.format_type(attributes.atttypid, attributes.atttypmod),
-    (attributes.attmissingval::text::text[])[1],
+    -- Its one element, whatever it is.
+    pg_catalog.array_to_string(attributes.attmissingval, ''),
     defaults.expression,
     attributes.attidentity <> '' OR coalesce(position('nextval(' IN defaults.expression) > 0, false),
     coalesce(before.attisdropped, false)

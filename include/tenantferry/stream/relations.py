@@ -8,7 +8,7 @@ from importlib import resources
 
 from psycopg2.extensions import connection
 
-from tenantferry.errors import PermanentError
+from tenantferry.errors import CopyAgainError, PermanentError
 from tenantferry.schema.model import Table
 from tenantferry.stream.advice import advise
 from tenantferry.stream.netchange import Changes, KeyedChanges, KeylessChanges
@@ -41,6 +41,17 @@ class DriftError(PermanentError):
     """
 
     commit_lsn: int | None = None
+
+
+_OUTDATED = (
+    "These rows were written before both sides had the shape that they have now, and nobody can"
+    ' tell what they would be in it: the tenant must be copied again. Clear the task "backfill" and'
+    " those after it."
+)
+
+
+class OutdatedShapeError(DriftError, CopyAgainError):
+    """Rows are in the log in a shape that neither side has any more: nobody can apply them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +166,11 @@ class Relations:
         # Of one that is gone again nobody can tell what it belonged to.
         if root is None or root in self._whole_roots:
             name = f"{relation.schema}.{relation.name}"
-            raise DriftError(
+            raise OutdatedShapeError(
                 f'table "{name}" has another replica identity than what it is a partition of',
                 detail="Its changes come without whole old rows. None of them was applied.",
                 hint=f"ALTER TABLE {name} REPLICA IDENTITY FULL, then clear the task"
-                ' "backfill" and those after it.',
+                ' "backfill" and those after it: the tenant is copied again.',
             )
 
     def _check(self, relation: Relation, table: Table) -> StreamedTable:
@@ -169,11 +180,18 @@ class Relations:
         expected = [(column.name, column.type_name) for column in target]
         if sent != expected:
             now = read_written_columns(self._source, table.schema, table.name)
-            hint = advise(
-                self._source, table.qualified, sent, expected,
-                now=[(column.name, column.type_name) for column in now],
-            )  # fmt: skip
-            check_same_columns(table.label, "target", sent, expected, sender="source", hint=hint)
+            is_outdated = [(column.name, column.type_name) for column in now] == expected
+            check_same_columns(
+                table.label,
+                "target",
+                sent,
+                expected,
+                sender="source",
+                hint=_OUTDATED
+                if is_outdated
+                else advise(self._source, table.qualified, sent, expected),
+                error=OutdatedShapeError if is_outdated else DriftError,
+            )
         if relation.identity in "di" or not set(table.key) <= set(names):
             _check_key(table, [c.name for c in relation.columns if c.in_key])
         key = () if _is_deferrable(table) else table.key
@@ -253,13 +271,14 @@ def check_same_columns(
     *,
     sender: str,
     hint: str,
+    error: type[DriftError] = DriftError,
 ) -> None:
     """
     Check that a table looks as it is expected to.
 
     :param side: what *expected* was read from.
     :param sent: name and type of each column, in order.
-    :raises DriftError: if it does not.
+    :raises DriftError: if it does not, as *error*.
     """
     if list(sent) == list(expected):
         return
@@ -275,7 +294,7 @@ def check_same_columns(
         if only_sent or missing
         else f"The columns of the {side} have another order."
     )
-    raise DriftError(
+    raise error(
         f'table "{label}" has changed: its columns differ from the {side}',
         detail=f"{detail} No row of the new shape was applied.",
         hint=hint,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -44,6 +44,15 @@ class ChunkComparison:
     mismatches: int
     differences: tuple[Difference, ...]
     seconds: float
+
+
+def sum_seconds(compared: Iterable[ChunkComparison]) -> dict[tuple[str, str], float]:
+    """Return how long the chunks of each table took one lane, by schema and name."""
+    seconds: dict[tuple[str, str], float] = {}
+    for found in compared:
+        name = found.chunk.schema, found.chunk.table
+        seconds[name] = seconds.get(name, 0.0) + found.seconds
+    return seconds
 
 
 def compare_chunks(

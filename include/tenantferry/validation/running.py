@@ -28,7 +28,12 @@ from tenantferry.errors import CopyAgainError
 from tenantferry.fleet import Tenant
 from tenantferry.schema.model import Table
 from tenantferry.validation.alignment import View, aligned_view
-from tenantferry.validation.comparison import MAX_NAMED, ChunkComparison, compare_chunks
+from tenantferry.validation.comparison import (
+    MAX_NAMED,
+    ChunkComparison,
+    compare_chunks,
+    sum_seconds,
+)
 from tenantferry.validation.isolation import probe_isolation
 from tenantferry.validation.references import find_orphans
 from tenantferry.validation.rewrites import Rewrites
@@ -60,7 +65,7 @@ class TenantComparison:
     :ivar differences: the first of *mismatches*.
     :ivar differing: the chunks whose rows differ.
     :ivar since: only what was written since this position was compared; ``None``: everything.
-    :ivar table_seconds: see `TouchedComparison`; empty where everything was compared.
+    :ivar table_seconds: of tables that were compared as a whole, see `sum_seconds`.
     :ivar witnessed: see `ValidationResult`; not of the comparison itself.
     """
 
@@ -133,6 +138,7 @@ def compare_tenant(
         mismatches=mismatches,
         differences=differences,
         differing=tuple(comparison.chunk for comparison in compared if comparison.mismatches),
+        table_seconds=sum_seconds(compared),
     )
     logger.info(
         "validated tenant=%s direction=%s tables=%s chunks=%s rows=%s mismatches=%s seconds=%.2f",

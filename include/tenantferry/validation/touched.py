@@ -26,6 +26,7 @@ from tenantferry.validation.comparison import (
     compare_chunk,
     compare_chunks,
     compare_rows,
+    sum_seconds,
 )
 from tenantferry.validation.digest import RowSet, of_tenant, read_digests
 
@@ -46,7 +47,7 @@ class TouchedComparison:
     :ivar rows: of the source.
     :ivar differences: the first of *mismatches*.
     :ivar differing: chunks of tables that were compared as a whole, and differ.
-    :ivar table_seconds: of each such table, by schema and name: how long that takes one lane.
+    :ivar table_seconds: of each such table, see `sum_seconds`.
     """
 
     tables: int
@@ -95,8 +96,8 @@ class Recheck:
         :param view: its lanes, which include ours, compare whole tables; by default ours alone.
         :raises TransientError: if the servers could not say; that is no mismatch.
         """
-        seconds = {(found.schema, found.table): 0.0 for found in touched if found.is_whole}
-        again = [(chunk, table) for chunk, table in self._chunks if table.qualified in seconds]
+        whole = {(found.schema, found.table) for found in touched if found.is_whole}
+        again = [(chunk, table) for chunk, table in self._chunks if table.qualified in whole]
         with ThreadPoolExecutor(1) as helpers:
             if view is None:
                 compared = [
@@ -105,10 +106,8 @@ class Recheck:
             else:
                 compared = compare_chunks(view, again, tenant_id=self._tenant_id)
             rows = self._compare_rows([found for found in touched if not found.is_whole], helpers)
-        for found in compared:
-            seconds[found.chunk.schema, found.chunk.table] += found.seconds
         outcomes: list[ChunkComparison | RowComparison] = [*compared, *rows]
-        differences = [named for outcome in outcomes for named in outcome.differences]
+        differences = [found for outcome in outcomes for found in outcome.differences]
         return TouchedComparison(
             tables=len(touched),
             chunks=len(again),
@@ -116,7 +115,7 @@ class Recheck:
             mismatches=sum(outcome.mismatches for outcome in outcomes),
             differences=tuple(differences[:MAX_NAMED]),
             differing=tuple(outcome.chunk for outcome in compared if outcome.mismatches),
-            table_seconds=seconds,
+            table_seconds=sum_seconds(compared),
         )
 
     def _compare_rows(

@@ -167,9 +167,9 @@ def _compare(
         with session:
             standing = _require_standing(session, tenant.key, direction)
         with open_source(source, purpose=f"validate sample {tenant.key}") as asked:
-            tables = read_tables(asked, tenant)
-            # Before: what changes while rows are compared is not validated.
+            # First: what changes from here on is not validated.
             states = read_table_states(asked, tenant)
+            tables = read_tables(asked, tenant)
         found = compare_tenant(
             source,
             target,
