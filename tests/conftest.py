@@ -20,6 +20,7 @@ from tenantferry.control.registry import ensure_control_schema
 from tenantferry.local.accounts import servers_directory
 from tenantferry.local.postgres import PostgresServer, find_installations
 
+pytest_plugins = ["result_tables"]
 # Where an assertion of theirs fails, pytest shows what it compared, as it does for a test.
 pytest.register_assert_rewrite("abort_stage", "cutover_stage", "retire_stage", "rollback_stage")
 # A crash of a process loses nothing that it wrote; only a crash of the machine would.

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Generator, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
-from drill_board import Board, Line, Script, build_table
+from drill_board import Board, Script
 from drill_fleet import DrillFleet
 from drill_holds import make_resumed_wait
+from result_tables import DRILL
 from tenantferry.local.fleet import LocalTenant
 
 _HERE = Path(__file__).parent
@@ -23,8 +22,6 @@ _ROWS = 3_000
 _LONG_PAUSE: Mapping[str, float | str] = {"max_write_pause_seconds": 35.0}
 _CHUNKS: Mapping[str, float | str] = {"chunk_rows": 100, "backfill_workers": 1}
 _SETTINGS: Mapping[str, Mapping[str, float | str]] = {"killed": _CHUNKS, "asked": {}}
-
-_lines: list[Line] = []
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Remember what came of a drill."""
+    """Let the report of a drill say what came of it."""
     report = yield
     if report.when == "call" or report.failed:
         script = _read_script(item)
@@ -56,16 +53,8 @@ def pytest_runtest_makereport(
         seconds = report.duration
         if script is not None and isinstance(board, Board):
             seconds = board.seconds.get(script, seconds)
-        _lines.append(Line(_name(item), report.outcome, seconds))
+        report.user_properties.append((DRILL, (_name(item), report.outcome, seconds)))
     return report
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what came of the drills, for people."""
-    if _lines:
-        text = io.StringIO()
-        Console(file=text, width=120).print(build_table(_lines))
-        terminalreporter.write(text.getvalue())
 
 
 @pytest.fixture(scope="package")
