@@ -3,7 +3,7 @@
 #             STORY=rollback: move, write, roll back, write, move again
 # make down   stop what a demo with KEEP=1, or an interrupted one, left running
 # make test   all tests, in two processes; PYTEST_ARGS="tests/local -x" for some of them, in one
-# make soak   tests that draw new cases for as long as wanted: MINUTES=60 each
+# make soak   drawn cases, then faults at every point of a move, for as long as wanted: MINUTES=60 each
 #             SOAK_SEED=n draws again what it drew where it printed that seed
 # make replay play a drawn case again that has failed: SCRIPT=.local/model/failed.sql
 # make lint   ruff and mypy
@@ -31,7 +31,7 @@ test: pgbouncer spin gcc
 	@$(USE_PYTHON) exec "$$python" -m pytest $(PYTEST_ARGS)
 
 soak: export SOAK_MINUTES = $(MINUTES)
-soak:
+soak: pgbouncer
 	@$(USE_PYTHON) exec "$$python" -m pytest -s -m soak $(SOAK_TESTS)
 
 replay: export MODEL_SCRIPT = $(abspath $(SCRIPT))
