@@ -17,7 +17,7 @@ _MOST_STEPS_BEHIND_IT = 4
 _COPY_THE_REST = Step(Verb.ROUND, chunks=100, rounds=100)
 _WHILE_COPYING = (Verb.WRITE, Verb.WRITE, Verb.ROUND, Verb.ROUND, Verb.STREAM, "prepare")
 _BEHIND_IT = (
-    Verb.WRITE, Verb.WRITE, Verb.STREAM, Verb.STREAM, Verb.HOLD, Verb.HOLD, Verb.ROUND, "prepare",
+    *2 * (Verb.WRITE,), *2 * (Verb.STREAM,), *5 * (Verb.HOLD,), Verb.ROUND, "prepare",
 )  # fmt: skip
 
 
