@@ -201,18 +201,21 @@ def test_a_null_for_a_value_that_was_not_sent_is_found(
         stage.play(case(LARGE_VALUE_IS_NOT_SENT))
 
 
-def test_the_script_of_a_failed_case_fails_again(
+def test_a_case_that_fails_prints_and_leaves_a_script_that_fails_again(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(merging, "_in_scope", lambda *_: sql.SQL("true"))
     failed = tmp_path / "model" / "failed.sql"
 
-    with pytest.raises(AssertionError, match="rows of another tenant"):
+    with pytest.raises(AssertionError, match="rows of another tenant") as raised:
         play(stage, case(TRUNCATED), Budget(60), failed=failed)
 
-    script = parse_script(failed.read_text("utf-8"))
+    [note] = raised.value.__notes__
+    left = failed.read_text("utf-8")
+    assert note == f"{left}-- This is in a file: make replay SCRIPT={failed}"
+    assert parse_script(note) == parse_script(left) == case(TRUNCATED)
     with pytest.raises(AssertionError, match="rows of another tenant"):
-        stage.play(script)
+        stage.play(parse_script(note))
 
 
 def play_until_caught(stage: Stage, steps: str) -> None:

@@ -16,16 +16,23 @@ class Budget:
     The time that new cases may take.
 
     Once a case has failed it does not count any more: what is smaller is looked for then.
+
+    :param least: so many cases are played however long they take.
+    :ivar played: how many were, to their end.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, least: int = 0) -> None:
         self._ends_at = time.monotonic() + seconds
+        self._least = least
+        self.played = 0
         self.has_failed = False
 
     @property
     def is_over(self) -> bool:
         """Whether no further case is to be played."""
-        return not self.has_failed and time.monotonic() >= self._ends_at
+        if self.has_failed or self.played < self._least:
+            return False
+        return time.monotonic() >= self._ends_at
 
 
 def play(stage: Stage, script: Script, budget: Budget, *, failed: Path = FAILED) -> None:
@@ -46,3 +53,4 @@ def play(stage: Stage, script: Script, budget: Budget, *, failed: Path = FAILED)
         failed.write_text(text, "utf-8")
         failure.add_note(f"{text}-- This is in a file: make replay SCRIPT={failed}")
         raise
+    budget.played += 1
