@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import product
 
 import pytest
 
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from model_drawing import scripts
 from model_points import POINTS
 from model_script import Place, Script, Step, Verb
-from model_tables import SHAPES
+from model_tables import SHAPES, TYPES
 
 # Cases of one seed resemble each other: twenty of each of some seeds show more than all of one.
 _SEEDS = 15
@@ -135,8 +136,32 @@ def test_something_is_written_at_every_place(drawn: list[Script]) -> None:
     }
 
 
+def test_every_size_is_drawn(drawn: list[Script]) -> None:
+    rounds = [step for step in steps_of(drawn) if step.verb is Verb.ROUND]
+    killed = [step for step in steps_of(drawn) if step.killed_at]
+
+    assert {script.chunk_rows for script in drawn} == {1, 2, 3, 4}
+    assert {script.workers for script in drawn} == {1, 2}
+    assert {script.batch_bytes for script in drawn} == {2_000, 1 << 20}
+    assert {step.chunks for step in rounds} >= {1, 2, 3}
+    assert {step.rounds for step in rounds} >= {1, 2}
+    assert {step.nth for step in killed} == {1, 2}
+
+
 def test_every_table_is_drawn_and_several_at_once(drawn: list[Script]) -> None:
-    tables = [{s.name for s in SHAPES if s.ddl[-1] in script.tables} for script in drawn]
+    tables = [{s.name for s in SHAPES if set(s.ddl) <= set(script.tables)} for script in drawn]
 
     assert set().union(*tables) == {shape.name for shape in SHAPES}
     assert {len(names) for names in tables} == {1, 2, 3}
+
+
+def test_columns_of_every_type_are_drawn_with_and_without_null_and_default(
+    drawn: list[Script],
+) -> None:
+    added = re.compile(r"ALTER TABLE \w+ ADD \w+ (\S+?)( NOT NULL)?( DEFAULT .+)?;")
+    lines = [line for script in drawn for line in script.tables]
+    found = {
+        (match[1], bool(match[2]), bool(match[3])) for line in lines if (match := added.match(line))
+    }
+
+    assert found == set(product(TYPES, (False, True), (False, True)))

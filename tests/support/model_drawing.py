@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from model_points import POINTS
 from model_script import ACROSS, Place, Script, Step, Verb
-from model_tables import FREE, SHAPES, Shape
+from model_tables import FREE, SHAPES, TYPES, Extra, Shape, widen
 
 Statements = tuple[str, ...]
 _MOST_STEPS_WHILE_COPYING = 6
@@ -229,11 +229,16 @@ class _Steps:
 
 
 @st.composite
+def _shapes(draw: st.DrawFn) -> tuple[Shape, ...]:
+    shapes = st.lists(st.sampled_from(SHAPES), min_size=1, max_size=3, unique_by=lambda s: s.name)
+    extras = st.builds(Extra, st.sampled_from(tuple(TYPES)), st.booleans(), st.booleans())
+    return tuple(widen(shape, draw(st.lists(extras, max_size=3))) for shape in draw(shapes))
+
+
+@st.composite
 def scripts(draw: st.DrawFn) -> Script:
     """Draw a case."""
-    shapes = tuple(
-        draw(st.lists(st.sampled_from(SHAPES), min_size=1, max_size=3, unique_by=lambda s: s.name))
-    )
+    shapes = draw(_shapes())
     rows = [
         _insert_statement(shape, (*key, *(_pick(draw, v) for v in shape.values.values())))
         for shape in shapes

@@ -87,11 +87,10 @@ def copy_for_other_tenant(
             cursor.copy_expert(statement.format(**names), rows)
 
 
-def lacks_some(target: connection, tables: Sequence[Table]) -> bool:
-    """Tell whether the target has no table yet for one of a source."""
-    return any(
-        execute(target, "SELECT to_regclass(%s)", table.label) == [(None,)] for table in tables
-    )
+def drop_in_target(target: connection, table: Table) -> None:
+    """Drop a table, if it is there, so that it can be made anew with other columns."""
+    name = sql.Identifier(*table.qualified)
+    execute(target, sql.SQL("DROP TABLE IF EXISTS {}").format(name))
 
 
 def empty_target(target: connection, tenant: Tenant) -> None:

@@ -25,9 +25,9 @@ from model_rows import (
     Rows,
     check_copied,
     copy_for_other_tenant,
+    drop_in_target,
     empty_source,
     empty_target,
-    lacks_some,
     read_rows_of_others,
     read_source_rows,
 )
@@ -47,7 +47,7 @@ from tenantferry.lsn import parse_lsn
 from tenantferry.moves.move import Move
 from tenantferry.moves.prepare import prepare
 from tenantferry.schema.catalog import read_tables
-from tenantferry.schema.model import Table
+from tenantferry.schema.model import Column, Table
 from tenantferry.schema.publication import ensure_publication
 from tenantferry.stream.catching_up import catch_up
 from tenantferry.stream.handshake import release
@@ -81,6 +81,8 @@ class Stage:
         self._tenant = move.tenant
         self._tables: Sequence[Table] = ()
         self._others: Rows = {}
+        # Of the target's tables, by name.
+        self._columns: dict[str, tuple[Column, ...]] = {}
         self._rounds_left = 0
         self.compared = self.deaths = 0
 
@@ -110,13 +112,23 @@ class Stage:
         with self._sessions() as (source, target):
             write(self._move.source, (*script.tables, *script.rows))
             self._tables = read_tables(source, tenant)
-            if lacks_some(target, self._tables):
-                prepare(self._move)
+            self._prepare(target)
             ensure_publication(source, tenant, self._tables)
             # Only now: it says how the tables' rows are told apart.
             self._tables = read_tables(source, tenant)
             copy_for_other_tenant(source, target, self._tables, OTHER_ID)
             self._others = read_rows_of_others(target, self._tables, tenant)
+
+    def _prepare(self, target: connection) -> None:
+        """Make the tables in the target that an earlier case had not, or had with other columns."""
+        wanted = {table.label: table.columns for table in self._tables}
+        changed = [t for t in self._tables if self._columns.get(t.label) != wanted[t.label]]
+        for table in changed:
+            drop_in_target(target, table)
+            self._columns.pop(table.label, None)
+        if changed:
+            prepare(self._move)
+            self._columns |= wanted
 
     def clear(self) -> None:
         """Leave nothing behind of what was played, wherever it ended."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 NULL = "NULL"
 # So many of the first and of the last keys of a table are free at the beginning.
@@ -11,6 +12,20 @@ FREE = 2
 LARGE = tuple(f"repeat(md5('{n}'), 100)" for n in range(3))
 _BIG = (*LARGE, *LARGE, "'short'", NULL)
 _TEXTS = ("'a'", "'b'", "''", "'it''s 100%'", NULL)
+# Types of the columns that a case adds, each with values. The first one can be its default.
+TYPES = {
+    "integer": ("0", "7", "-2147483648"),
+    "bigint": ("0", "-1", "9223372036854775807"),
+    "numeric": ("1.0", "1.00", "'NaN'"),
+    "text": ("''", r"E'a\tb\\N'", *LARGE),
+    "timestamptz": ("'2024-02-29 12:00+02'", "'infinity'", "'0044-03-15 BC'"),
+    "uuid": ("'00000000-0000-4000-8000-000000000000'", "'ffffffff-ffff-4fff-bfff-ffffffffffff'"),
+    "bytea": (r"'\x'", r"'\x005cff'", "decode(repeat('5c00ff', 1000), 'hex')"),
+    "jsonb": ("'{}'", """'{"a": [1.0, null]}'""", "'null'"),
+    "boolean": ("false", "true"),
+    "text[]": ("'{}'", "'{a,NULL,\"b c\"}'", "'{{a},{b}}'"),
+}
+_OUT_OF_LINE = ("text", "bytea")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +54,45 @@ class Shape:
         prefix = f"{alias}." if alias else ""
         names = ", ".join(f"{prefix}{name}" for name in self.key)
         return f"({names}) = ({', '.join(key)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """
+    A column that a case adds to a table.
+
+    :ivar type_name: one of `TYPES`.
+    :ivar has_default: whether it has a default.
+    """
+
+    type_name: str
+    is_nullable: bool
+    has_default: bool
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """What it may be given, as SQL."""
+        others = [*([NULL] if self.is_nullable else []), *(["DEFAULT"] if self.has_default else [])]
+        return (*TYPES[self.type_name], *others)
+
+    def ddl(self, table: str, name: str) -> tuple[str, ...]:
+        """Return the statements that add it."""
+        null = "" if self.is_nullable else " NOT NULL"
+        default = f" DEFAULT {TYPES[self.type_name][0]}" if self.has_default else ""
+        add = f"ALTER TABLE {table} ADD {name} {self.type_name}{null}{default};"
+        if self.type_name not in _OUT_OF_LINE:
+            return (add,)
+        return add, f"ALTER TABLE {table} ALTER {name} SET STORAGE EXTERNAL;"
+
+
+def widen(shape: Shape, extras: Iterable[Extra]) -> Shape:
+    """Return a shape with further columns."""
+    ddl, values = shape.ddl, dict(shape.values)
+    for number, extra in enumerate(extras, start=1):
+        name = f"extra_{number}"
+        ddl += extra.ddl(shape.name, name)
+        values[name] = extra.values
+    return replace(shape, ddl=ddl, values=values)
 
 
 def _integers(count: int) -> tuple[tuple[str, ...], ...]:
