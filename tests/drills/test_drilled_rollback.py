@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from drill_fleet import Attempt, DrillFleet
+from drill_fleet import DrillFleet
 from drill_holds import hold_registration, hold_stream_row, target_of
 from drill_verdict import conclude
+from live_fleet import Attempt
 from tenantferry.control.phases import Phase
 
 # Written in the target, so that there is something to bring back.

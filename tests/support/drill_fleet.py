@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,23 +16,19 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]  # comes without types
 import psycopg2
 
+from live_fleet import DrillFailedError, LiveFleet
 from tenantferry.connections import ConnectionParams, open_connection
 from tenantferry.control.registry import ensure_control_schema
 from tenantferry.fleet.pools import CUTOVER_POOL
 from tenantferry.local.airflow import LocalAirflow
 from tenantferry.local.airflow_api import AirflowApi
-from tenantferry.local.clients import ClientProcess
-from tenantferry.local.demo import start_clients
 from tenantferry.local.fleet import LocalFleet, LocalTenant
 from tenantferry.local.ledger import Ledger, Role
-from tenantferry.local.options import Options
 from tenantferry.local.postgres import find_installations
 from tenantferry.local.runs import Run
 from tenantferry.reverse.slot import ensure_reverse
 
 PROJECT_ROOT = Path(__file__).parents[2]
-# Requests a second of each client.
-RATE = 20
 TIMEOUT_SECONDS = 240.0
 # A drill keeps its cutover for a while; it should not keep those of the others.
 _CUTOVER_SLOTS = 8
@@ -50,26 +45,7 @@ _TASKS = "SELECT task_id, state, try_number FROM task_instance WHERE dag_id = %s
 _RUN = "SELECT state FROM dag_run WHERE dag_id = %s AND run_id = %s"
 
 
-class DrillFailedError(AssertionError):
-    """Something that a drill waits for did not come about."""
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """
-    One cutover, or rollback, as the control schema has it.
-
-    :ivar steps: those that are recorded.
-    :ivar is_open: neither undone nor brought to its end.
-    """
-
-    direction: str
-    steps: tuple[str, ...]
-    is_open: bool
-    undo_reason: str | None
-
-
-class DrillFleet:
+class DrillFleet(LiveFleet):
     """
     A fleet of small tenants.
 
@@ -78,14 +54,15 @@ class DrillFleet:
 
     def __init__(self, root: Path, tenants: Sequence[LocalTenant]) -> None:
         versions = [installation.major for installation in find_installations()]
-        self.local = LocalFleet(
-            root,
-            project_root=PROJECT_ROOT,
-            tenants=tenants,
-            source_major=versions[-1],
-            target_major=versions[0],
+        super().__init__(
+            LocalFleet(
+                root,
+                project_root=PROJECT_ROOT,
+                tenants=tenants,
+                source_major=versions[-1],
+                target_major=versions[0],
+            )
         )
-        self.clients: dict[str, ClientProcess] = {}
         # By the key of their tenant; a rollback has a name of its own.
         self.runs: dict[str, Run] = {}
         # Given up for another one, by the key of their tenant.
@@ -113,7 +90,7 @@ class DrillFleet:
             loaded = pool.submit(self.local.load_tenants)
             airflow = pool.submit(self.local.start_airflow)
             loaded.result()
-            self.clients = start_clients(self.local, Options(rate=RATE))
+            self.start_clients()
             airflow.result()
         self.api.resize_pool(CUTOVER_POOL, _CUTOVER_SLOTS)
         self.memory.start()
@@ -126,10 +103,6 @@ class DrillFleet:
         """Stop everything."""
         self.memory.stop()
         self.local.stop()
-
-    def tenant(self, key: str) -> LocalTenant:
-        (found,) = (tenant for tenant in self.local.tenants if tenant.key == key)
-        return found
 
     # What on-call does.
 
@@ -179,39 +152,6 @@ class DrillFleet:
     def task_log(self, key: str, task_id: str) -> str:
         run = self.runs[key]
         return self.api.task_log(run.dag_id, run.run_id, task_id)
-
-    def query(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
-        """Ask the target as the migration role."""
-        opened = open_connection(self.local.target_params, purpose="test", autocommit=True)
-        with closing(opened), opened.cursor() as cursor:
-            cursor.execute(statement, values or None)
-            return cursor.fetchall()
-
-    def phase(self, key: str) -> str:
-        """Return the phase of a tenant; empty before it is registered."""
-        if self.query("SELECT to_regclass('tenantferry.tenants')") == [(None,)]:
-            return ""
-        found = self.query("SELECT phase FROM tenantferry.tenants WHERE tenant = %s", key)
-        return str(found[0][0]) if found else ""
-
-    def attempts(self, key: str) -> list[Attempt]:
-        """Return the cutovers of a tenant, the oldest first."""
-        steps = ("paused", "fenced", "drained", "sequences", "flipped", "resumed")
-        found = self.query(
-            "SELECT direction, undone_at IS NULL AND resumed_at IS NULL, undo_reason, paused_at,"
-            " fenced_at, drained_at, sequences_at, flipped_at, resumed_at"
-            " FROM tenantferry.write_pauses WHERE tenant = %s ORDER BY id",
-            key,
-        )
-        return [
-            Attempt(
-                direction,
-                tuple(step for step, at in zip(steps, times, strict=True) if at is not None),
-                is_open,
-                reason,
-            )
-            for direction, is_open, reason, *times in found
-        ]
 
     def find_waiting(self, server: ConnectionParams, application: str) -> int | None:
         """Return the process behind a session that waits for a lock."""

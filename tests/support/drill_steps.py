@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import psycopg2
 
-from drill_fleet import Attempt, DrillFleet
+from drill_fleet import DrillFleet
 from drill_holds import (
     hold_fence,
     hold_publication,
@@ -21,6 +21,7 @@ from drill_holds import (
     hold_stream_row,
     target_of,
 )
+from live_fleet import Attempt
 from tenantferry.connections import ConnectionParams
 
 FORGOTTEN = "forgotten console"

@@ -6,7 +6,7 @@ import time
 from contextlib import closing
 from dataclasses import dataclass
 
-from drill_fleet import DrillFailedError, DrillFleet
+from live_fleet import DrillFailedError, LiveFleet
 from tenantferry.connections import ConnectionParams, open_client_connection
 from tenantferry.control.phases import AT_TARGET, NEXT, Phase
 from tenantferry.errors import PermanentError
@@ -28,24 +28,24 @@ _PASSWORD = "SELECT rolcanlogin AND rolpassword IS NOT NULL FROM pg_authid WHERE
 class Conclusion:
     """What a client and its database looked like in the end."""
 
-    phase: Phase
+    phase: Phase | None
     summary: Summary
     audit: Audit
 
 
 def conclude(
-    fleet: DrillFleet, key: str, *, phase: Phase = Phase.LIVE, may_fail: bool = False
+    fleet: LiveFleet, key: str, *, phase: Phase | None = Phase.LIVE, may_fail: bool = False
 ) -> Conclusion:
     """
     Stop a tenant's client and check what a drill must end with.
 
-    :param phase: where the tenant must be.
+    :param phase: where the tenant must be; ``None``: its move never began.
     :param may_fail: whether requests were to fail, as when the client's server or pooler ended:
         then what was acknowledged must be there, and what was not answered may be.
     :raises DrillFailedError: if anything is not as it must be.
     """
     _see_it_work(fleet, key)
-    client = fleet.clients.pop(key)
+    client = fleet.past_clients[key] = fleet.clients.pop(key)
     client.ask_to_stop()
     summary = client.wait()
     audited = audit_tenant(fleet.local, fleet.tenant(key), client.journal)
@@ -61,7 +61,7 @@ def conclude(
     return Conclusion(phase, summary, audited)
 
 
-def _see_it_work(fleet: DrillFleet, key: str) -> None:
+def _see_it_work(fleet: LiveFleet, key: str) -> None:
     """Wait until a number of requests in a row succeed."""
     client = fleet.clients[key]
     deadline = time.monotonic() + _RECOVERY_SECONDS
@@ -93,8 +93,8 @@ def _judge_client(summary: Summary, audited: Audit, *, may_fail: bool) -> list[s
     return problems
 
 
-def _judge_phase(fleet: DrillFleet, key: str, wanted: Phase) -> list[str]:
-    found = fleet.phase(key)
+def _judge_phase(fleet: LiveFleet, key: str, wanted: Phase | None) -> list[str]:
+    found = fleet.phase(key) or None
     problems = [] if found == wanted else [f"phase is {found}, not {wanted}"]
     before: str | None = None
     for start, end in fleet.query(_TRAIL, key):
@@ -109,7 +109,7 @@ def _judge_phase(fleet: DrillFleet, key: str, wanted: Phase) -> list[str]:
     return problems
 
 
-def _judge_sides(fleet: DrillFleet, key: str, phase: Phase) -> list[str]:
+def _judge_sides(fleet: LiveFleet, key: str, phase: Phase | None) -> list[str]:
     """Check that exactly the right side takes the application's writes."""
     tenant = fleet.tenant(key)
     server = fleet.local.source.superuser
