@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tenantferry.connections import open_connection
+from drill_verdict import conclude
+from live_fleet import LiveFleet
+from tenantferry.control.phases import Phase
 from tenantferry.local.airflow_api import AirflowApi
 from tenantferry.local.fleet import LocalFleet, LocalTenant
 
@@ -25,9 +26,9 @@ WAVES = {"stages": [100], "error_budget": 0, "most_in_flight": 2}
 pytestmark = pytest.mark.timeout(600)
 
 
-class TwoNights:
+class TwoNights(LiveFleet):
     """
-    A fleet and its nights.
+    A fleet and its nights; all its tenants have clients.
 
     ``acme`` and ``broken`` go first; ``initech`` is next, if there is a next; ``abroad`` is of a
     region that the target does not serve.
@@ -35,39 +36,42 @@ class TwoNights:
 
     def __init__(self, root: Path) -> None:
         low, here = {"criticality": "low", "region": "eu"}, {"region": "eu"}
-        self.fleet = LocalFleet(
-            root,
-            project_root=PROJECT_ROOT,
-            tenants=[
-                LocalTenant("acme", 600, settings=low),
-                LocalTenant("broken", 6_000, settings=low),
-                LocalTenant("initech", 600, settings=here),
-                LocalTenant("abroad", 100, settings={"region": "us"}),
-            ],
+        super().__init__(
+            LocalFleet(
+                root,
+                project_root=PROJECT_ROOT,
+                tenants=[
+                    LocalTenant("acme", 600, settings=low),
+                    LocalTenant("broken", 6_000, settings=low),
+                    LocalTenant("initech", 600, settings=here),
+                    LocalTenant("abroad", 100, settings={"region": "us"}),
+                ],
+            )
         )
 
     @cached_property
     def api(self) -> AirflowApi:
-        assert self.fleet.airflow is not None
-        return self.fleet.airflow.api
+        assert self.local.airflow is not None
+        return self.local.airflow.api
 
     def start(self) -> None:
-        self.fleet.start_servers()
-        for tenant in self.fleet.tenants:
-            self.fleet.load_tenant(tenant)
+        self.local.start_servers()
+        for tenant in self.local.tenants:
+            self.local.load_tenant(tenant)
         # No stream carries the rows of an unlogged table: preflight refuses it.
-        self.fleet.source.psql("-c", "CREATE UNLOGGED TABLE scratch (id int)", database="broken")
-        self.fleet.start_pooler()
-        self.fleet.write_fleet_file()
-        document = yaml.safe_load(self.fleet.fleet_file.read_text("utf-8"))
+        self.local.source.psql("-c", "CREATE UNLOGGED TABLE scratch (id int)", database="broken")
+        self.local.start_pooler()
+        self.start_clients()
+        self.local.write_fleet_file()
+        document = yaml.safe_load(self.local.fleet_file.read_text("utf-8"))
         document["target"]["regions"] = ["eu"]
         document["waves"] = WAVES
-        self.fleet.fleet_file.write_text(yaml.safe_dump(document), "utf-8")
-        self.fleet.start_airflow()
+        self.local.fleet_file.write_text(yaml.safe_dump(document), "utf-8")
+        self.local.start_airflow()
         for dag_id in (
             DAG_ID,
             PLAN_DAG_ID,
-            *(f"migrate_{tenant.key}" for tenant in self.fleet.tenants),
+            *(f"migrate_{tenant.key}" for tenant in self.local.tenants),
         ):
             self.api.wait_for_dag(dag_id)
 
@@ -94,12 +98,6 @@ class TwoNights:
                 pytest.fail(f"{what} did not come about in time: {self.query_members()}")
             time.sleep(0.3)  # Airflow's API can only be asked
 
-    def query(self, statement: str) -> list[tuple[Any, ...]]:
-        opened = open_connection(self.fleet.target_params, purpose="test")
-        with closing(opened) as target, target.cursor() as cursor:
-            cursor.execute(statement)
-            return cursor.fetchall()
-
     def query_members(self) -> list[tuple[Any, ...]]:
         return self.query(
             "SELECT wave, tenant, standing, detail FROM tenantferry.wave_members"
@@ -109,6 +107,20 @@ class TwoNights:
     def has_schema(self) -> bool:
         return self.query("SELECT to_regnamespace('tenantferry') IS NOT NULL") == [(True,)]
 
+    def conclude(self, **phases: Phase) -> None:
+        """
+        End a night: stop the clients, and check that nothing is lost and each tenant on one side.
+
+        :param phases: of the tenants that are known to the target; the others stay where they were.
+        """
+        for tenant in self.local.tenants:
+            conclude(self, tenant.key, phase=phases.get(tenant.key))
+
+    def go_on(self) -> None:
+        """Let the clients work again."""
+        for tenant in self.local.tenants:
+            self.start_client_again(tenant.key)
+
 
 @pytest.fixture(scope="module")
 def nights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNights]:
@@ -117,7 +129,7 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNights]:
         made.start()
         yield made
     finally:
-        made.fleet.stop()
+        made.local.stop()
 
 
 def test_the_plan_is_shown_and_nobody_is_started(nights: TwoNights) -> None:
@@ -151,12 +163,14 @@ def test_a_wave_that_exceeds_its_budget_stops_and_lets_those_in_flight_land(
     assert nights.api.task_states("migrate_acme", "wave_1__acme")["probe"] == "success"
     # It failed once and for all: a wave that was stopped is not tried again by itself.
     assert nights.api.tasks(DAG_ID, run_id)["run_wave"]["try_number"] == 1
+    nights.conclude(acme=Phase.LIVE)
 
 
 def test_the_next_wave_goes_on_where_the_first_one_stopped_and_survives_being_cleared(
     nights: TwoNights,
 ) -> None:
-    nights.fleet.source.psql("-c", "DROP TABLE scratch", database="broken")
+    nights.go_on()
+    nights.local.source.psql("-c", "DROP TABLE scratch", database="broken")
     nights.api.clear("migrate_broken", "wave_1__broken", ["preflight"], downstream=True)
     nights.wait_for_end("migrate_broken", "wave_1__broken")
 
@@ -173,3 +187,4 @@ def test_the_next_wave_goes_on_where_the_first_one_stopped_and_survives_being_cl
     assert nights.api.tasks(DAG_ID, run_id)["run_wave"]["try_number"] == 2
     assert nights.api.task_states("migrate_initech", "wave_2__initech")["probe"] == "success"
     assert nights.api.tasks("migrate_initech", "wave_2__initech")["prepare"]["try_number"] == 1
+    nights.conclude(acme=Phase.LIVE, broken=Phase.LIVE, initech=Phase.LIVE)
