@@ -19,7 +19,7 @@ _HERE = Path(__file__).parent
 _ROWS = 3_000
 # Longer than a step is kept waiting until its process is killed. PgBouncer ends clients that wait
 # longer than its query_wait_timeout, which the cutover compares with this.
-_LONG_PAUSE: Mapping[str, float | str] = {"max_write_pause_seconds": 35.0}
+_LONG_PAUSE: Mapping[str, float | str] = {"max_write_pause_seconds": 35.0, "recheck_seconds": 35.0}
 _CHUNKS: Mapping[str, float | str] = {"chunk_rows": 100, "backfill_workers": 1}
 _SETTINGS: Mapping[str, Mapping[str, float | str]] = {"killed": _CHUNKS, "asked": {}}
 

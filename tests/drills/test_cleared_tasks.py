@@ -19,7 +19,7 @@ TASKS = (
     "cutover",
     "probe",
 )
-EARLY, LATE = STEPS[:4], STEPS[4:]
+EARLY, LATE = STEPS[:5], STEPS[5:]
 
 
 def clear_early(fleet: DrillFleet) -> dict[str, Cleared]:

@@ -134,6 +134,14 @@ def hold_stream_row(fleet: DrillFleet, key: str, *, direction: str = "forward") 
     )
 
 
+def hold_comparison(fleet: DrillFleet, key: str) -> Hold:
+    """Make the comparison within the pause wait, and clients; in the target others would, too."""
+    return Hold(
+        fleet.local.source.superuser.with_database(key),
+        "LOCK TABLE public.customers, public.invoices",
+    )
+
+
 def hold_sequence(fleet: DrillFleet, key: str) -> Hold:
     """Make the setting of one of the tenant's sequences wait."""
     return Hold(

@@ -11,6 +11,7 @@ import psycopg2
 
 from drill_fleet import DrillFleet
 from drill_holds import (
+    hold_comparison,
     hold_fence,
     hold_publication,
     hold_registration,
@@ -32,9 +33,10 @@ RECORDED: dict[str, tuple[str, ...]] = {
     "paused": ("paused",),
     "fenced": ("paused", "fenced"),
     "drained": ("paused", "fenced", "drained"),
-    "sequences": ("paused", "fenced", "drained", "sequences"),
-    "flipped": ("paused", "fenced", "drained", "sequences", "flipped"),
-    "resumed": ("paused", "fenced", "drained", "sequences", "flipped", "resumed"),
+    "compared": ("paused", "fenced", "drained", "compared"),
+    "sequences": ("paused", "fenced", "drained", "compared", "sequences"),
+    "flipped": ("paused", "fenced", "drained", "compared", "sequences", "flipped"),
+    "resumed": ("paused", "fenced", "drained", "compared", "sequences", "flipped", "resumed"),
 }
 STEPS = tuple(RECORDED)
 
@@ -102,14 +104,12 @@ def bring_to(
     :param holds: gets what it waits for.
     :return: the process of the task.
     """
-    target = target_of(fleet)
+    source, target = fleet.local.source.superuser, target_of(fleet)
     cutover, handshake = f"cutover {key}", f"handshake {key}"
     if step == "resumed":  # the attempt is over, the tenant is live, and its source knows the move
         holds.enter_context(hold_publication(fleet, key))
         begin()
-        return _wait_until_waiting(
-            fleet, key, fleet.local.source.superuser, f"complete {key}", None
-        )
+        return _wait_until_waiting(fleet, key, source, f"complete {key}", None)
     # Everything that the next holds would be in the way of is done when it waits for this one.
     registration = holds.enter_context(hold_registration(fleet, key))
     begin()
@@ -121,10 +121,17 @@ def bring_to(
         registration.let_go()
         fleet.wait_for(f"an attempt of {key}", lambda: _find_open(fleet, key), key=key)
         return pid
+    if step == "drained":
+        # Clients need the tables that it waits for until they are paused.
+        with hold_stream_row(fleet, key):
+            registration.let_go()
+            _wait_until_waiting(fleet, key, target, handshake, RECORDED["fenced"])
+            holds.enter_context(hold_comparison(fleet, key))
+        return _wait_until_waiting(fleet, key, source, f"recheck {key}", RECORDED[step])
     hold, server, waiting = {
-        "paused": (hold_fence, fleet.local.source.superuser, cutover),
+        "paused": (hold_fence, source, cutover),
         "fenced": (hold_stream_row, target, handshake),
-        "drained": (hold_sequence, target, cutover),
+        "compared": (hold_sequence, target, cutover),
         "sequences": (hold_role, target, cutover),
         "flipped": (hold_resumed, target, cutover),
     }[step]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tenantferry.connections import open_connection
+from tenantferry.control.pauses import PauseStep
 from tenantferry.local.clients import ClientProcess
 from tenantferry.local.demo import start_clients
 from tenantferry.local.fleet import LocalFleet, LocalTenant
@@ -91,19 +92,17 @@ class LiveFleet:
 
     def attempts(self, key: str) -> list[Attempt]:
         """Return the cutovers of a tenant, the oldest first."""
-        steps = ("paused", "fenced", "drained", "sequences", "flipped", "resumed")
         found = self.query(
-            "SELECT direction, undone_at IS NULL AND resumed_at IS NULL, undo_reason, paused_at,"
-            " fenced_at, drained_at, sequences_at, flipped_at, resumed_at"
-            " FROM tenantferry.write_pauses WHERE tenant = %s ORDER BY id",
+            "SELECT direction, undone_at IS NULL AND resumed_at IS NULL, undo_reason, to_jsonb(p)"
+            " FROM tenantferry.write_pauses AS p WHERE tenant = %s ORDER BY id",
             key,
         )
         return [
             Attempt(
                 direction,
-                tuple(step for step, at in zip(steps, times, strict=True) if at is not None),
+                tuple(step.removesuffix("_at") for step in PauseStep if row[step] is not None),
                 is_open,
                 reason,
             )
-            for direction, is_open, reason, *times in found
+            for direction, is_open, reason, row in found
         ]
