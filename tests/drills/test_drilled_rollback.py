@@ -1,14 +1,16 @@
-"""A live tenant goes back to its source, and on-call interferes with that as well."""
+"""A live tenant goes back to its source and moves again; on-call interferes with that as well."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
 from drill_fleet import DrillFleet
 from drill_holds import hold_registration, hold_stream_row, target_of
+from drill_steps import RECORDED
 from drill_verdict import conclude
 from live_fleet import Attempt
 from tenantferry.control.phases import Phase
@@ -16,18 +18,28 @@ from tenantferry.control.phases import Phase
 # Written in the target, so that there is something to bring back.
 _REQUESTS_WHILE_LIVE = 60
 
+_CHUNKS = """
+SELECT * FROM tenantferry.chunks WHERE tenant = %s ORDER BY table_schema, table_name, chunk
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class WentBack:
     """
-    A rollback whose task was cleared within its write pause.
+    A rollback whose task was cleared within its write pause, and the move after it.
 
     :ivar recorded: the attempt at that moment.
     :ivar attempts: all of the tenant, when it was back.
+    :ivar copied: the chunks then.
+    :ivar again: the last attempt, when it was live again.
+    :ivar copied_again: the chunks then.
     """
 
     recorded: Attempt
     attempts: list[Attempt]
+    copied: list[tuple[Any, ...]]
+    again: Attempt
+    copied_again: list[tuple[Any, ...]]
 
 
 def roll_back(fleet: DrillFleet) -> WentBack:
@@ -56,7 +68,13 @@ def roll_back(fleet: DrillFleet) -> WentBack:
     fleet.wait_for_task(back, "probe", "success")
     fleet.wait_for_task(back, "stream_cdc", "running")
     conclude(fleet, key, phase=Phase.STREAMING)
-    return WentBack(recorded, fleet.attempts(key))
+    attempts, copied = fleet.attempts(key), fleet.query(_CHUNKS, key)
+    fleet.start_client_again(key)
+    fleet.trigger(key)
+    fleet.answer(key, "Approve")
+    fleet.wait_for_success(key)
+    conclude(fleet, key)
+    return WentBack(recorded, attempts, copied, fleet.attempts(key)[-1], fleet.query(_CHUNKS, key))
 
 
 @pytest.mark.drill("homebound", script=roll_back)
@@ -72,3 +90,10 @@ def test_a_tenant_that_goes_back_takes_along_all_that_was_written(outcome: WentB
     assert undone.undo_reason
     assert "flipped" not in undone.steps
     assert "resumed" in back.steps
+
+
+@pytest.mark.drill("homebound", script=roll_back)
+def test_a_tenant_that_was_back_moves_again_and_nothing_is_copied_again(outcome: WentBack) -> None:
+    assert (outcome.again.direction, outcome.again.steps) == ("forward", RECORDED["resumed"])
+    assert outcome.copied
+    assert outcome.copied_again == outcome.copied

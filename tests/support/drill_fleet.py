@@ -6,6 +6,7 @@ import os
 import re
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -20,6 +21,7 @@ from live_fleet import DrillFailedError, LiveFleet
 from tenantferry.connections import ConnectionParams, open_connection
 from tenantferry.control.registry import ensure_control_schema
 from tenantferry.fleet.pools import CUTOVER_POOL
+from tenantferry.local.acts import ROLLBACK_DAG
 from tenantferry.local.airflow import LocalAirflow
 from tenantferry.local.airflow_api import AirflowApi
 from tenantferry.local.fleet import LocalFleet, LocalTenant
@@ -65,8 +67,8 @@ class DrillFleet(LiveFleet):
         )
         # By the key of their tenant; a rollback has a name of its own.
         self.runs: dict[str, Run] = {}
-        # Given up for another one, by the key of their tenant.
-        self.past_runs: dict[str, Run] = {}
+        # All that a tenant had, in their order.
+        self.history: defaultdict[str, list[Run]] = defaultdict(list)
         self.memory = MemoryWatch(self.local.ledger)
         self._is_over = threading.Event()
 
@@ -109,21 +111,27 @@ class DrillFleet(LiveFleet):
     def trigger(self, key: str) -> None:
         dag_id = f"migrate_{key}"
         self.api.wait_for_dag(dag_id)
-        self.runs[key] = Run(key, dag_id, self.api.trigger(dag_id))
+        self.remember(key, Run(key, dag_id, self.api.trigger(dag_id)))
 
     def repair(self, key: str) -> None:
         """Give a run up, and begin another one that copies again what differs."""
-        run = self.past_runs[key] = self.runs[key]
+        run = self.runs[key]
         self.api.mark_run(run.dag_id, run.run_id, state="failed")
-        self.runs[key] = Run(key, run.dag_id, self.api.trigger(run.dag_id, conf={"repair": True}))
+        run_id = self.api.trigger(run.dag_id, conf={"repair": True})
+        self.remember(key, Run(key, run.dag_id, run_id))
 
     def roll_back(self, key: str) -> str:
         """Trigger the rollback of a tenant, and return the name of that run."""
-        self.api.wait_for_dag("rollback_tenant")
-        run_id = self.api.trigger("rollback_tenant", conf={"tenant": key})
+        self.api.wait_for_dag(ROLLBACK_DAG)
+        run_id = self.api.trigger(ROLLBACK_DAG, conf={"tenant": key})
         name = f"{key} back"
-        self.runs[name] = Run(key, "rollback_tenant", run_id)
+        self.remember(name, Run(key, ROLLBACK_DAG, run_id))
         return name
+
+    def remember(self, name: str, run: Run) -> None:
+        """Know a run by a name from now on."""
+        self.runs[name] = run
+        self.history[run.tenant].append(run)
 
     def clear(self, key: str, *task_ids: str, downstream: bool = False) -> None:
         run = self.runs[key]
