@@ -22,12 +22,13 @@ def move_all(
     fleet: LocalFleet, clients: Mapping[str, ClientProcess], console: Console
 ) -> list[Run]:
     """
-    Trigger every tenant's Dag, and watch until all runs are over.
+    Trigger the Dags of some tenants, and watch until all runs are over.
 
+    :param clients: by tenant.
     :return: the runs, well or not.
     """
     api = fleet.require_airflow().api
-    runs = trigger_runs(api, {tenant.key: f"migrate_{tenant.key}" for tenant in fleet.tenants})
+    runs = trigger_runs(api, {key: f"migrate_{key}" for key in clients})
     watch_runs(runs, api, target_params=fleet.target_params, clients=clients, console=console)
     return runs
 
@@ -39,8 +40,9 @@ def tell_rollback(
     say: Callable[[str], None],
 ) -> list[Run]:
     """
-    After the first move: write, go back, write, move again.
+    After the first move of some tenants: write, go back, write, move again.
 
+    :param clients: by tenant.
     :return: the runs that were triggered; those of the rollback are over when the tenants are
         back, though their streams go on.
     """
@@ -48,9 +50,8 @@ def tell_rollback(
     _let_write(clients)
     say("rolling the tenants back; their clients keep working")
     api = fleet.require_airflow().api
-    keys = [tenant.key for tenant in fleet.tenants]
     back = trigger_runs(
-        api, dict.fromkeys(keys, ROLLBACK_DAG), conf={key: {"tenant": key} for key in keys}
+        api, dict.fromkeys(clients, ROLLBACK_DAG), conf={key: {"tenant": key} for key in clients}
     )
     wait_for_tasks(back, api, _ROLLBACK_TASKS, clients=clients)
     if any(run.state == "failed" for run in back):
