@@ -32,7 +32,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "drill(tenant, script=None): a drill on a tenant of its own. Its script runs beside the"
         " others, and its outcome is what that returned. Without one, the tenant waits for approval"
-        " when the scripts of the others are over",
+        " when the scripts of the others are over. May be given again for another tenant that it"
+        " needs; the outcome is that of the closest one",
     )
 
 
@@ -117,8 +118,8 @@ def drilled_fleet(request: pytest.FixtureRequest) -> DrillFleet:
 
 def _find_drills(request: pytest.FixtureRequest) -> dict[str, Script | None]:
     """Return the tenant of each selected drill, and its script."""
-    markers = [item.get_closest_marker("drill") for item in request.session.items]
-    return {m.args[0]: m.kwargs.get("script") for m in markers if m is not None}
+    markers = [m for item in request.session.items for m in item.iter_markers("drill")]
+    return {m.args[0]: m.kwargs.get("script") for m in markers}
 
 
 def _bring_to_approval(fleet: DrillFleet, *, key: str) -> None:

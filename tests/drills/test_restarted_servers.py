@@ -14,7 +14,9 @@ from drill_fleet import DrillFleet
 from drill_holds import hold_rows_to_change, target_of
 from drill_steps import RECORDED, bring_to
 from drill_verdict import conclude
+from tenantferry.control.phases import Phase
 
+_REQUESTS_WHILE_LIVE = 60
 _POSITION = "SELECT position FROM tenantferry.streams WHERE tenant = %s"
 
 
@@ -26,12 +28,25 @@ def prove_again(fleet: DrillFleet, key: str) -> None:
     fleet.wait_for_task(key, "validate", "success")
 
 
+def settle_in(fleet: DrillFleet) -> None:
+    """Bring a tenant live, and leave its client at work."""
+    key = "settled"
+    fleet.trigger(key)
+    fleet.answer(key, "Approve")
+    fleet.wait_for_success(key)
+
+
+# The closest marker is that of the drill; the other tenant lives in the target already.
+@pytest.mark.drill("settled", script=settle_in)
 @pytest.mark.drill("target_down")
 def test_a_target_that_crashes_in_the_middle_of_an_apply_loses_nothing(
     quiet_fleet: DrillFleet,
 ) -> None:
-    fleet, key = quiet_fleet, "target_down"
+    fleet, key, settled = quiet_fleet, "target_down", "settled"
     fleet.wait_until_asked(key)
+    client = fleet.clients[settled]
+    client.wait_for_requests(client.requests + _REQUESTS_WHILE_LIVE, timeout_seconds=60)
+    assert fleet.phase(settled) == Phase.LIVE
 
     with hold_rows_to_change(fleet, key):
         fleet.wait_for("an apply", lambda: fleet.find_waiting(target_of(fleet), f"stream {key}"))
@@ -43,6 +58,8 @@ def test_a_target_that_crashes_in_the_middle_of_an_apply_loses_nothing(
     fleet.wait_for_success(key)
 
     conclude(fleet, key)
+    # It lives in the target, so requests fail while that is down.
+    conclude(fleet, settled, may_fail=True)
     assert after == before
     assert fleet.try_number(key, "stream_cdc") >= 2
 
