@@ -24,6 +24,9 @@ _CHUNKS: Mapping[str, float | str] = {"chunk_rows": 100, "backfill_workers": 1}
 _SETTINGS: Mapping[str, Mapping[str, float | str]] = {"killed": _CHUNKS, "asked": {}}
 # Moved by what knows of nobody to ask.
 _NOT_ASKED = {"storied"}
+# Those that begin first: the slot of a witness waits for every transaction of the target that has
+# written, also for those that drills hold open.
+_WITNESSED = {"early", "late", "cleared"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -67,7 +70,10 @@ def fleet(
     """A fleet with a tenant for each drill that was selected."""
     tenants = [
         LocalTenant(
-            key, _ROWS, approval=key not in _NOT_ASKED, settings=_SETTINGS.get(key, _LONG_PAUSE)
+            key,
+            _ROWS,
+            approval=key not in _NOT_ASKED,
+            settings={**_SETTINGS.get(key, _LONG_PAUSE), "witness": key in _WITNESSED},
         )
         for key in _find_drills(request)
     ]

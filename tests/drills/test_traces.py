@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from drill_fleet import DrillFleet
 from tenantferry.control.phases import Phase
 from tenantferry.local.acts import ROLLBACK_DAG
@@ -15,6 +17,8 @@ MOST_MEMORY_MB = 400.0
 _TRAIL = """
 SELECT to_phase, run_id FROM tenantferry.phase_changes WHERE tenant = %s ORDER BY id
 """
+_WITNESSED = "SELECT witnessed FROM tenantferry.validations WHERE tenant = %s"
+_WITNESS_SLOTS = "SELECT FROM pg_replication_slots WHERE slot_name LIKE 'tfwitness%'"
 
 
 def find_live(fleet: DrillFleet) -> list[str]:
@@ -58,6 +62,24 @@ def test_the_sources_of_live_tenants_are_fenced_and_keep_nothing_back(
 
     assert live
     assert live & {*with_slot, *open_to_clients} == set()
+
+
+def test_each_witness_has_seen_its_move_and_nothing_done_to_others(
+    drilled_fleet: DrillFleet,
+) -> None:
+    fleet = drilled_fleet
+    keys = [t.key for t in fleet.local.tenants if t.settings["witness"]]
+    if not keys:
+        pytest.skip("no drill of a tenant with a witness was selected")
+    told = {key: [text for (text,) in fleet.query(_WITNESSED, key)] for key in keys}
+    nothing_done = re.compile(r"[1-9]\d* transactions of this move in .*: 0 rows of others")
+
+    assert set(keys) <= set(find_live(fleet))
+    assert all(told.values())
+    for key, texts in told.items():
+        assert [text for text in texts if not nothing_done.fullmatch(text or "")] == [], key
+    assert fleet.query("SELECT * FROM tenantferry.violations") == []
+    assert fleet.query(_WITNESS_SLOTS) == []
 
 
 def test_no_process_of_the_fleet_needs_much_memory(drilled_fleet: DrillFleet) -> None:
