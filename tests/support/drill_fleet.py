@@ -167,7 +167,7 @@ class DrillFleet(LiveFleet):
         with closing(opened), opened.cursor() as cursor:
             cursor.execute(_WAITING, (f"tenantferry {application}",))
             ports = {port for (port,) in cursor.fetchall()}
-        return find_process(ports)
+        return find_process(ports, server.port)
 
     def find_session(self, application: str) -> int | None:
         """Return the process behind a session of the target."""
@@ -175,7 +175,7 @@ class DrillFleet(LiveFleet):
             "SELECT client_port FROM pg_stat_activity WHERE application_name = %s",
             f"tenantferry {application}",
         )
-        return find_process({port for (port,) in found})
+        return find_process({port for (port,) in found}, self.local.target.superuser.port)
 
     # Waiting. Nothing tells, so all of it is asked for.
 
@@ -341,8 +341,17 @@ class MemoryWatch:
         return list(ours.values())
 
 
-def find_process(ports: set[int]) -> int | None:
-    """Return a process of this machine that holds one of these local TCP ports."""
+def find_process(ports: set[int], server_port: int) -> int | None:
+    """
+    Return a process of this machine that is connected to a server from one of these ports.
+
+    Connections to two servers may have the same local port.
+    """
     return next(
-        (c.pid for c in psutil.net_connections("tcp") if c.laddr.port in ports and c.pid), None
+        (
+            c.pid
+            for c in psutil.net_connections("tcp")
+            if c.pid and c.raddr and c.raddr.port == server_port and c.laddr.port in ports
+        ),
+        None,
     )
