@@ -14,9 +14,11 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from model_drawing import scripts
 from model_points import POINTS
-from model_script import Place, Script, Step, Verb
+from model_script import Place, Script, Step, Verb, format_script, parse_script
 from model_tables import SHAPES, TYPES
 
+# All is drawn before the first test: ten seconds of a processor that many may want.
+pytestmark = pytest.mark.timeout(900)
 # Cases of one seed resemble each other: twenty of each of some seeds show more than all of one.
 _SEEDS = 15
 _CASES_OF_A_SEED = 20
@@ -165,3 +167,7 @@ def test_columns_of_every_type_are_drawn_with_and_without_null_and_default(
     }
 
     assert found == set(product(TYPES, (False, True), (False, True)))
+
+
+def test_every_case_is_the_same_from_its_script(drawn: list[Script]) -> None:
+    assert [parse_script(format_script(script)) for script in drawn] == drawn
