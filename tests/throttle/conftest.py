@@ -1,31 +1,31 @@
-"""A physical standby of the sources' server, and the gauge that looks at it."""
+"""A physical standby of each server, the gauge that looks at it, and a copy that has limits."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from contextlib import closing
+from dataclasses import replace
 
 import pytest
+from psycopg2.extensions import connection
 
 from move_fixtures import move, pooler, stage
-from tenantferry.connections import ConnectionParams
-from tenantferry.local.accounts import (
-    free_port,
-    give_to_service_user,
-    servers_directory,
-    service_user,
-)
+from move_stage import APP_PASSWORD, rows, with_tenant
+from standby import create_standby
+from tenantferry.connections import ConnectionParams, open_client_connection
+from tenantferry.fleet.declaration import ThrottleLimits
 from tenantferry.local.postgres import PostgresServer
+from tenantferry.moves.backfill import backfill
+from tenantferry.moves.move import Move
+from tenantferry.moves.prepare import prepare
 from tenantferry.throttle.standbys import ReplicaLag
 
 __all__ = ["move", "pooler", "stage"]
 
-STANDBY = "standby_1"
+ROWS = 9000
+WIDTH = 1000
 REPORT_EVERY = "ALTER SYSTEM SET wal_receiver_status_interval"
 
 WaitFor = Callable[[Callable[[], object]], None]
@@ -44,56 +44,94 @@ def wait_for() -> WaitFor:
     return wait
 
 
-@pytest.fixture(scope="session")
-def standby(source_server: PostgresServer) -> Iterator[PostgresServer]:
-    """A physical standby of the sources' server."""
-    base = servers_directory(Path(tempfile.mkdtemp(prefix="tenantferry-test-")))
-    server = PostgresServer(base / "standby", source_server.installation)
-    _copy(source_server, server)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop("immediate")
-        shutil.rmtree(base, ignore_errors=True)
+@pytest.fixture
+def side(request: pytest.FixtureRequest) -> str:
+    """Whose standby lags."""
+    return str(getattr(request, "param", "source"))
 
 
 @pytest.fixture
-def lagging(standby: PostgresServer, source_server: PostgresServer) -> Iterator[PostgresServer]:
+def primary(
+    side: str, source_server: PostgresServer, target_server: PostgresServer
+) -> PostgresServer:
+    """The server that has it."""
+    return source_server if side == "source" else target_server
+
+
+@pytest.fixture(scope="session")
+def standbys(
+    source_server: PostgresServer, target_server: PostgresServer
+) -> Iterator[dict[str, PostgresServer]]:
+    """A physical standby of each server."""
+    running: dict[str, PostgresServer] = {}
+    try:
+        for side, server in (("source", source_server), ("target", target_server)):
+            running[side] = create_standby(
+                server, cluster_name="standby_1", wal_receiver_status_interval="1s"
+            )
+        yield running
+    finally:
+        for server in running.values():
+            server.stop("immediate")
+
+
+@pytest.fixture
+def lagging(
+    side: str, standbys: dict[str, PostgresServer], primary: PostgresServer
+) -> Iterator[PostgresServer]:
     """The standby while it replays nothing."""
+    standby = standbys[side]
     standby.psql("-c", "SELECT pg_wal_replay_pause()")
-    source_server.psql("-c", "SELECT pg_logical_emit_message(true, 'test', 'written')")
+    primary.psql("-c", "SELECT pg_logical_emit_message(true, 'test', 'written')")
     yield standby
     standby.psql("-c", "SELECT pg_wal_replay_resume()", "-c", f"{REPORT_EVERY} = '1s'")
     standby.psql("-c", "SELECT pg_reload_conf()")
 
 
 @pytest.fixture
-def gauge(source_params: ConnectionParams) -> Iterator[ReplicaLag]:
-    """The source's, with a limit of a second."""
-    gauge = ReplicaLag(source_params, side="source", tenant="acme", limit_seconds=1.0)
+def gauge(
+    side: str, source_params: ConnectionParams, target_params: ConnectionParams
+) -> Iterator[ReplicaLag]:
+    """That of the standby, with a limit of a second."""
+    params = source_params if side == "source" else target_params
+    gauge = ReplicaLag(params, side=side, tenant="acme", limit_seconds=1.0)
     yield gauge
     gauge.close()
 
 
-def _copy(primary: PostgresServer, standby: PostgresServer) -> None:
-    superuser = primary.superuser
-    standby.directory.mkdir()
-    give_to_service_user(standby.directory)
-    subprocess.run(
-        [primary.installation.program("pg_basebackup"), "--pgdata", str(standby.data),
-         "--write-recovery-conf", "--checkpoint=fast", "--no-sync", "--dbname",
-         f"host={superuser.host} port={superuser.port} user={superuser.user}"
-         f" application_name={STANDBY}"],
-        user=service_user(),
-        group=service_user(),
-        extra_groups=[] if service_user() else None,
-        cwd="/",
-        env={**os.environ, "PGPASSWORD": superuser.password},
-        check=True,
-    )  # fmt: skip
-    port = free_port()
-    for name, text in {"port": str(port), "superuser.password": superuser.password}.items():
-        (standby.directory / name).write_text(text, "utf-8")
-    with (standby.data / "postgresql.auto.conf").open("a", encoding="utf-8") as file:
-        file.write(f"port = {port}\nhot_standby = on\nwal_receiver_status_interval = 1s\n")
+@pytest.fixture
+def wide(source_params: ConnectionParams, move: Move) -> Move:
+    """A tenant with nine megabytes in small chunks, prepared, with a limit on everything."""
+    owner = replace(source_params, user="app_owner", password=APP_PASSWORD)
+    with closing(open_client_connection(owner, purpose="schema")) as session, session:
+        rows(session, "CREATE TABLE public.wide (id bigint PRIMARY KEY, filler text)")
+        rows(
+            session,
+            "INSERT INTO public.wide SELECT n, repeat('x', %s) FROM generate_series(1, %s) n",
+            WIDTH,
+            ROWS,
+        )
+    limits = ThrottleLimits(replica_lag_seconds=1.0, query_latency_ms=100.0)
+    move = with_tenant(move, throttle=limits, chunk_rows=3000, backfill_workers=1)
+    prepare(move)
+    return move
+
+
+@pytest.fixture
+def copying(wide: Move) -> Iterator[threading.Thread]:
+    """A backfill that begins when it is started."""
+    thread = threading.Thread(target=lambda: backfill(wide), daemon=True)
+    yield thread
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+@pytest.fixture
+def throttled_by(target: connection) -> Callable[[], str]:
+    """Read what people see of the throttle; empty: nothing slows down the tenant."""
+
+    def read() -> str:
+        ((reason,),) = rows(target, "SELECT throttled_by FROM tenantferry.progress")
+        return str(reason or "")
+
+    return read

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 
@@ -12,52 +12,12 @@ import pytest
 from psycopg2.extensions import connection
 
 from move_stage import APP_PASSWORD, Stage, rows
-from tenantferry.connections import ConnectionParams, open_client_connection
+from tenantferry.connections import ConnectionParams
 from tenantferry.errors import PermanentError
-from tenantferry.fleet.declaration import ThrottleLimits
 from tenantferry.local.postgres import PostgresServer
-from tenantferry.moves.backfill import backfill
-from tenantferry.moves.move import Move
-from tenantferry.moves.prepare import prepare
 from tenantferry.throttle.standbys import ReplicaLag
 
-ROWS = 9000
-WIDTH = 1000
-
 WaitFor = Callable[[Callable[[], object]], None]
-
-
-@pytest.fixture
-def wide(source_params: ConnectionParams, move: Move) -> Move:
-    """A tenant with nine megabytes in small chunks, prepared."""
-    owner = replace(source_params, user="app_owner", password=APP_PASSWORD)
-    with closing(open_client_connection(owner, purpose="schema")) as session, session:
-        rows(session, "CREATE TABLE public.wide (id bigint PRIMARY KEY, filler text)")
-        rows(
-            session,
-            "INSERT INTO public.wide SELECT n, repeat('x', %s) FROM generate_series(1, %s) n",
-            WIDTH,
-            ROWS,
-        )
-    limits = ThrottleLimits(replica_lag_seconds=1.0)
-    changed = {"throttle": limits, "chunk_rows": 3000, "backfill_workers": 1}
-    move = replace(move, tenant=move.tenant.model_copy(update=changed))
-    prepare(move)
-    return move
-
-
-@pytest.fixture
-def copying(wide: Move) -> Iterator[threading.Thread]:
-    """A backfill that begins when it is started."""
-    thread = threading.Thread(target=lambda: backfill(wide), daemon=True)
-    yield thread
-    thread.join(60)
-    assert not thread.is_alive()
-
-
-def read_throttled_by(target: connection) -> str:
-    ((reason,),) = rows(target, "SELECT throttled_by FROM tenantferry.progress")
-    return str(reason or "")
 
 
 def test_replica_lag_grows_while_a_standby_replays_nothing_and_ends_when_it_has_caught_up(
@@ -116,20 +76,23 @@ def test_replica_lag_cannot_be_told_by_a_role_that_sees_no_standbys(
         gauge.look()
 
 
-def test_backfill_waits_while_a_standby_of_the_source_lags_and_goes_on_afterwards(
+@pytest.mark.parametrize("side", ["source", "target"], indirect=True)
+def test_backfill_waits_while_a_standby_lags_and_goes_on_afterwards(
     *,
+    side: str,
     lagging: PostgresServer,
     gauge: ReplicaLag,
     copying: threading.Thread,
     source: connection,
     target: connection,
     wait_for: WaitFor,
+    throttled_by: Callable[[], str],
 ) -> None:
     wait_for(gauge.look)
 
     copying.start()
-    wait_for(lambda: read_throttled_by(target))
-    reason = read_throttled_by(target)
+    wait_for(throttled_by)
+    reason = throttled_by()
     # Without a throttle it takes less than a second.
     copying.join(3)
     was_waiting = copying.is_alive()
@@ -138,9 +101,11 @@ def test_backfill_waits_while_a_standby_of_the_source_lags_and_goes_on_afterward
     # Slowed down, each of its nine megabytes would take ten seconds.
     copying.join(30)
 
-    assert reason.startswith("replica lag of the source: ")
+    assert reason.startswith(f"replica lag of the {side}: ")
     assert was_waiting
     assert reading == []
     assert not copying.is_alive()
-    assert rows(target, "SELECT count(*) FROM public.wide") == [(ROWS,)]
-    assert not read_throttled_by(target)
+    assert rows(target, "SELECT count(*) FROM public.wide") == rows(
+        source, "SELECT count(*) FROM public.wide"
+    )
+    assert not throttled_by()
