@@ -59,6 +59,12 @@ def test_load_fleet_merges_limits_of_the_throttle(tmp_path: Path) -> None:
     assert throttle.ignored_standbys == {"delayed"}
 
 
+def test_load_fleet_lets_a_round_hold_its_snapshot_for_half_an_hour(tmp_path: Path) -> None:
+    fleet = load_fleet(write(tmp_path, GOOD + ACME))
+
+    assert fleet.tenants["acme"].round_budget_seconds == 30 * 60
+
+
 def test_load_fleet_resolves_alias_files_from_its_own_folder(tmp_path: Path) -> None:
     fleet = load_fleet(write(tmp_path, GOOD + ACME))
 
