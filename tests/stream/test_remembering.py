@@ -57,6 +57,18 @@ def test_keys_of_several_columns_are_remembered_once(move: Any, more: str) -> No
     assert sorted(found.keys) == [("x", "1"), ("x", "2"), ("x", "3"), ("y", "1")]
 
 
+def test_keys_whose_columns_sort_differently_are_remembered(move: Any) -> None:
+    move.pair("items", 'a text COLLATE "C", b text COLLATE "POSIX"', key="a, b")
+    move.begin()
+    with move.stream() as stream:
+        stop_and_go(move)
+        move.run("INSERT INTO items VALUES ('x', 'y'), ('x', 'Y')")
+        stream.catch_up()
+
+    [found] = touched(move) or []
+    assert sorted(found.keys) == [("x", "Y"), ("x", "y")]
+
+
 def test_nothing_is_recorded_where_every_key_is_known(move: Any) -> None:
     move.pair("items", "id integer, note text")
     move.begin()

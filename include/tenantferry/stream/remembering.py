@@ -158,7 +158,8 @@ class Memory:
         table = stage.table
         columns = [table.columns[i].name for i in table.key]
         key = [
-            sql.SQL("{}::pg_catalog.text").format(stage.old_key(number))
+            # The columns' own collations may not mix, or take different bytes for equal.
+            sql.SQL('{}::pg_catalog.text COLLATE "C"').format(stage.old_key(number))
             for number in range(len(columns))
         ]
         return _KEYS.format(
