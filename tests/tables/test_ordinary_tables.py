@@ -176,6 +176,17 @@ def test_derived_names_of_long_names_stay_apart(trip: Any) -> None:
     trip.travel(finally_run=("UPDATE uses SET a2 = 1, b2 = 2, a1 = NULL, b1 = NULL",))
 
 
+def test_a_foreign_key_between_columns_that_sort_differently_arrives(trip: Any) -> None:
+    trip.run(
+        'CREATE TABLE words (id text COLLATE "C" PRIMARY KEY)',
+        'CREATE TABLE uses (id integer PRIMARY KEY, word text COLLATE "POSIX" REFERENCES words)',
+        "INSERT INTO words VALUES ('a'), ('b')",
+        "INSERT INTO uses VALUES (1, 'a'), (2, NULL)",
+    )
+
+    trip.travel(finally_run=("UPDATE uses SET word = 'b' WHERE id = 1",))
+
+
 def test_large_objects_are_found_and_it_is_said_what_to_do(trip: Any) -> None:
     trip.run("CREATE TABLE items (id integer PRIMARY KEY)", "SELECT lo_create(0), lo_create(0)")
 

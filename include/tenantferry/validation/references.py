@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from psycopg2 import sql
 from psycopg2.extensions import connection
@@ -33,6 +33,15 @@ SELECT DISTINCT pg_catalog.quote_ident(namespace.nspname)
    AND attribute.attrelid = ANY (%s::pg_catalog.regclass[])
 """
 
+# A foreign key compares as the column that it refers to sorts.
+_COLLATIONS = """
+SELECT attribute.attname, namespace.nspname, collation_.collname
+  FROM pg_catalog.pg_attribute AS attribute
+  JOIN pg_catalog.pg_collation AS collation_ ON collation_.oid = attribute.attcollation
+  JOIN pg_catalog.pg_namespace AS namespace ON namespace.oid = collation_.collnamespace
+ WHERE attribute.attrelid = %s::pg_catalog.regclass
+"""
+
 
 def find_orphans(
     target: connection, tenant: Tenant, tables: Sequence[Table]
@@ -55,8 +64,15 @@ def find_orphans(
             for foreign_key in table.foreign_keys:
                 if not _is_checked(tenant, foreign_key):
                     continue
-                referenced = by_name.get(_referenced_name(foreign_key))
-                cursor.execute(orphans_query(tenant, table, foreign_key, referenced=referenced))
+                name = _referenced_name(foreign_key)
+                cursor.execute(_COLLATIONS, (sql.Identifier(*name).as_string(target),))
+                collations = {column: sql.Identifier(*where) for column, *where in cursor}
+                cursor.execute(
+                    orphans_query(
+                        tenant, table, foreign_key,
+                        referenced=by_name.get(name), collations=collations,
+                    )
+                )  # fmt: skip
                 rows = cursor.fetchall()
                 if rows:
                     yield rows[0][0], tuple(_name(table, foreign_key, row[1:]) for row in rows)
@@ -64,16 +80,28 @@ def find_orphans(
 
 
 def orphans_query(
-    tenant: Tenant, table: Table, foreign_key: ForeignKey, *, referenced: Table | None = None
+    tenant: Tenant,
+    table: Table,
+    foreign_key: ForeignKey,
+    *,
+    referenced: Table | None,
+    collations: Mapping[str, sql.Identifier],
 ) -> sql.Composed:
     """
     Build the query for the rows that violate a foreign key within the tenant.
 
     :param referenced: the table that it refers to; ``None`` for a shared one.
+    :param collations: of the columns of that table that have one.
     """
     pairs = zip(foreign_key.columns, foreign_key.referenced_columns, strict=True)
     same: list[sql.Composable] = [
-        sql.SQL("p.{} = c.{}").format(sql.Identifier(theirs), sql.Identifier(ours))
+        sql.SQL("p.{}{} = c.{}").format(
+            sql.Identifier(theirs),
+            sql.SQL(" COLLATE {}").format(collations[theirs])
+            if theirs in collations
+            else sql.SQL(""),
+            sql.Identifier(ours),
+        )
         for ours, theirs in pairs
     ]
     if _referenced_kind(tenant, foreign_key) is TableKind.TENANT:
