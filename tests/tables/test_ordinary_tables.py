@@ -144,6 +144,28 @@ def test_names_of_any_kind_arrive(trip: Any) -> None:
     trip.travel(*writes, finally_run=finals[::2])
 
 
+def test_schemas_and_types_with_names_of_63_bytes_arrive(trip: Any) -> None:
+    writes = []
+    for name in (LONG + "abc", LONG + "abd"):
+        trip.run(
+            f"CREATE SCHEMA {name}",
+            f"CREATE TYPE {name}.{name} AS ENUM ('sad', 'ok', '{name}')",
+            f"CREATE TABLE {name}.items (id integer, {name} {name}.{name}, note text,"
+            f" PRIMARY KEY ({name}, id))",
+            f"INSERT INTO {name}.items SELECT n, (enum_range(NULL::{name}.{name}))[1 + n % 3]"
+            " FROM generate_series(1, 250) AS n",
+        )
+        writes += [
+            f"INSERT INTO {name}.items VALUES (1000 + {{n}}, 'ok', '{name}')",
+            f"UPDATE {name}.items SET {name} = '{name}' WHERE id = {{n}}",
+            f"DELETE FROM {name}.items WHERE id = {{n}} * 3",
+        ]
+
+    result = trip.travel(*writes)
+
+    assert result.chunks >= 4
+
+
 def test_what_is_left_of_an_attempt_is_deleted_whatever_its_table_is_called(trip: Any) -> None:
     for name in NAMES.values():
         trip.run(
