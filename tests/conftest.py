@@ -122,6 +122,12 @@ def target_server() -> Iterator[PostgresServer]:
     yield from _run_server("target", newest=True)
 
 
+@pytest.fixture(scope="session")
+def oldest_target_server() -> Iterator[PostgresServer]:
+    """A cluster for targets of the version of the sources: what these have, it has too."""
+    yield from _run_server("oldest_target", newest=False)
+
+
 @pytest.fixture
 def source_params(source_server: PostgresServer) -> Iterator[ConnectionParams]:
     """An empty source database owned by ``app_owner``, as the migration role sees it."""
