@@ -23,6 +23,7 @@ from tenantferry.moves.backfill import backfill
 from tenantferry.moves.cutover import cutover
 from tenantferry.moves.move import Move
 from tenantferry.moves.prepare import prepare
+from tenantferry.moves.rollback import rollback
 from tenantferry.moves.validate import validate
 from tenantferry.reverse.positions import begin_position
 from tenantferry.reverse.slot import drop_reverse_slot, ensure_reverse
@@ -59,6 +60,35 @@ def test_an_aborted_tenant_can_be_moved_anew(stage: Stage) -> None:
         cutover(again)
 
     assert stage.ask("SELECT current_user::text") == [("tenant_acme",)]
+
+
+def test_abort_of_a_tenant_that_is_only_prepared_leaves_nothing(stage: Stage) -> None:
+    abort(stage.move)
+    prepare(stage.move)
+    assert stage.phase() == Phase.PREPARED
+    assert "target role" in left(stage)
+
+    summary = abort(stage.move)
+
+    assert (summary.rows, summary.tables, summary.role_kept) == (0, 0, "")
+    assert left(stage) == {}
+    assert stage.phase() == Phase.REGISTERED
+    assert stage.ask("INSERT INTO counted (note) VALUES ('goes on') RETURNING id") == [(10,)]
+
+
+def test_abort_of_a_tenant_that_was_rolled_back_leaves_nothing(live: Stage) -> None:
+    live.ask("INSERT INTO counted (note) VALUES ('at the target') RETURNING id")
+    rollback(live.move)
+    assert live.phase() == Phase.STREAMING
+    assert {"source slots", "source schema"} <= left(live).keys()
+
+    with live.streaming():
+        summary = abort(live.move)
+
+    assert (summary.rows, summary.tables, summary.role_kept) == (10, 1, "")
+    assert left(live) == {}
+    assert live.phase() == Phase.REGISTERED
+    assert live.ask("SELECT note FROM counted WHERE id = 10") == [("at the target",)]
 
 
 def test_abort_of_an_aborted_tenant_finds_nothing_left(stage: Stage) -> None:
