@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,16 @@ from typing import Any
 import pytest
 from airflow.dag_processing.dagbag import DagBag
 from airflow.providers.standard.operators.hitl import ApprovalOperator
-from airflow.sdk import ObjectStoragePath, TriggerRule
+from airflow.sdk import TriggerRule
 from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.io import attach
 from airflow.serialization.serialized_objects import DagSerialization
+from fsspec.implementations.memory import (  # type: ignore[import-untyped]  # it has no types
+    MemoryFileSystem,
+)
 from psycopg2.extensions import connection
 
-from tenantferry.archive.storage import read_chunks, store
+from tenantferry.archive.storage import check_writable, read_chunks, read_size, store
 from tenantferry.connections import ConnectionParams
 from tenantferry.errors import PermanentError
 from tenantferry.fleet import load_fleet
@@ -26,6 +31,8 @@ from tenantferry_airflow.retire import (
     FindRetirableOperator,
     LockSourceOperator,
     VerifyArchiveOperator,
+    _folder,
+    _require_archive,
 )
 
 DAGS = Path(__file__).resolve().parents[2] / "dags"
@@ -56,9 +63,9 @@ class Instance:
         return self.pushed.get(key, self.given)
 
 
-def declare_archive(fleet_file: Path, extra: str = "") -> None:
+def declare_archive(fleet_file: Path, extra: str = "", *, url: str = "file:///srv/archive") -> None:
     with fleet_file.open("a", encoding="utf-8") as file:
-        file.write(f"archive: {{url: 'file:///srv/archive', restore_conn_id: spare{extra}}}\n")
+        file.write(f"archive: {{url: '{url}', restore_conn_id: spare{extra}}}\n")
 
 
 def parse() -> DagBag:
@@ -302,11 +309,33 @@ def test_the_archive_of_the_fleet_file_has_a_schedule(fleet_file: Path) -> None:
     assert archive.schedule == "@daily"
 
 
-def test_a_dump_may_go_to_any_storage_that_airflow_knows(tmp_path: Path) -> None:
-    path = ObjectStoragePath(f"file://{tmp_path}") / "acme" / "retire_1.dump"
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    """The url of a storage without a disk, as a provider attaches one."""
+    memory = MemoryFileSystem()
+    attach("memory", fs=memory)
+    yield "memory://bucket/archive"
+    memory.store.clear()
 
+
+@pytest.mark.parametrize("kind", ["folder", "bucket"])
+def test_a_dump_may_go_to_any_storage_that_airflow_knows(
+    fleet_file: Path, tmp_path: Path, bucket: str, kind: str
+) -> None:
+    declare_archive(fleet_file, url=bucket if kind == "bucket" else f"file://{tmp_path}/archive")
+    path = _folder(_require_archive()) / "acme" / "retire_1.dump"
+
+    def fail() -> Iterator[bytes]:
+        yield b"half"
+        raise PermanentError("pg_dump failed")
+
+    check_writable(path.parent / "begin.check")
     assert store(path, [b"first"]).bytes == 5
     assert store(path, [b"again", b"!"]).bytes == 6
+    with pytest.raises(PermanentError, match="pg_dump failed"):
+        store(path.parent / "retire_2.dump", fail())
 
     assert b"".join(read_chunks(path)) == b"again!"
-    assert [file.name for file in (tmp_path / "acme").iterdir()] == ["retire_1.dump"]
+    assert read_size(path) == 6
+    assert read_size(path.parent / "retire_2.dump") is None
+    assert [file.name for file in path.parent.iterdir()] == ["retire_1.dump"]
