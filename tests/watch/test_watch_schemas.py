@@ -32,7 +32,8 @@ def on_source(source_owner: connection) -> Ask:
 @pytest.fixture
 def watched(declare: Declare, on_source: Ask, source: connection, target: connection) -> Watched:
     """A tenant whose tables the target has."""
-    on_source("CREATE TABLE public.items (id bigint PRIMARY KEY, name text)")
+    on_source("CREATE TYPE public.mood AS ENUM ('sad', 'ok')")
+    on_source("CREATE TABLE public.items (id bigint PRIMARY KEY, name text, mood public.mood)")
     watched = declare()
     with target.cursor() as cursor:
         cursor.execute("BEGIN")
@@ -65,9 +66,18 @@ def test_a_schema_that_is_as_it_was_prepared_is_no_finding(
     [
         ("ALTER TABLE public.items ADD COLUMN colour text", "public.items.colour"),
         ("ALTER TABLE public.items ALTER COLUMN name TYPE varchar(9)", "public.items.name"),
+        ("ALTER TABLE public.items RENAME COLUMN name TO title", "public.items.title"),
         ("CREATE TABLE public.more (id bigint PRIMARY KEY)", "CREATE TABLE public.more"),
+        (
+            "ALTER TYPE public.mood ADD VALUE 'glad'",
+            "public.mood: The labels should be sad, ok, glad and are sad, ok.",
+        ),
+        (
+            "ALTER TYPE public.mood RENAME VALUE 'ok' TO 'fine'",
+            "public.mood: The labels should be sad, fine and are sad, ok.",
+        ),
     ],
-    ids=["column", "type", "table"],
+    ids=["column", "type", "renamed column", "table", "enum", "renamed label"],
 )
 def test_a_source_that_changed_its_schema_is_a_finding(
     watched: Watched, register: Register, on_source: Ask, change: str, told: str
