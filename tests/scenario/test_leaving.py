@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -13,12 +14,16 @@ from typing import Any
 import pytest
 import yaml
 
+import recording_notifier
 from tenantferry.connections import open_connection
 from tenantferry.local.airflow_api import AirflowApi
 from tenantferry.local.fleet import LocalFleet, LocalTenant
 
 PROJECT_ROOT = Path(__file__).parents[2]
-RETIRE, ABORT = "retire_tenants", "abort_tenant"
+RETIRE, ABORT, WATCH = "retire_tenants", "abort_tenant", "watch_fleet"
+# Slots of nobody, on the server of the sources.
+PLANT = "SELECT pg_create_logical_replication_slot('tenantferry_nobody', 'pgoutput')"
+PULL_UP = "SELECT pg_drop_replication_slot('tenantferry_nobody')"
 TIMEOUT_SECONDS = 240.0
 
 pytestmark = pytest.mark.timeout(900)
@@ -29,6 +34,7 @@ class Leaving:
 
     def __init__(self, root: Path) -> None:
         self.archive = root / "archive"
+        self.told = root / "told.txt"
         self.fleet = LocalFleet(
             root,
             project_root=PROJECT_ROOT,
@@ -56,7 +62,22 @@ class Leaving:
         document["archive"] = {
             "url": f"file://{self.archive}", "restore_conn_id": "source_1", "schedule": None,
         }  # fmt: skip
+        document["watch"] = {
+            "schedule": None,
+            "notifiers": [
+                {
+                    "class": "recording_notifier.RecordingNotifier",
+                    "arguments": {
+                        "text": "{{ task.task_id }}: {{ exception }}", "file": str(self.told),
+                    },
+                }
+            ],
+        }  # fmt: skip
         self.fleet.fleet_file.write_text(yaml.safe_dump(document), "utf-8")
+        # Airflow looks for modules of its users there, too.
+        config = self.fleet.root / "airflow" / "config"
+        config.mkdir(parents=True)
+        shutil.copy(str(recording_notifier.__file__), config)
         self.fleet.start_airflow()
         for tenant in self.fleet.tenants:
             self.api.wait_for_dag(f"migrate_{tenant.key}")
@@ -149,6 +170,21 @@ def test_nobody_is_asked_while_the_grace_lasts(leaving: Leaving) -> None:
     assert (("find_tenants", -1), "success") in states
     assert {state for (task, _), state in states if task != "find_tenants"} == {"skipped"}
     assert leaving.phases()["acme"] == "live"
+
+
+def test_a_slot_of_nobody_fails_a_look_and_whoever_is_declared_is_told(leaving: Leaving) -> None:
+    leaving.fleet.source.psql("-c", PLANT, database="globex")
+    try:
+        run_id = leaving.api.trigger(WATCH)
+        leaving.wait_for_end(WATCH, run_id)
+    finally:
+        leaving.fleet.source.psql("-c", PULL_UP, database="globex")
+
+    log = leaving.api.task_log(WATCH, run_id, "slots_and_wal")
+    assert leaving.api.task_states(WATCH, run_id)["slots_and_wal"] == "failed"
+    for text in (log, leaving.told.read_text("utf-8")):
+        assert "No tenant of this fleet owns it. Nobody reads it." in text
+        assert f"If no other fleet moves a tenant of that server: {PULL_UP}" in text
 
 
 def test_each_tenant_is_asked_for_and_one_rejection_does_not_hold_up_the_other(
