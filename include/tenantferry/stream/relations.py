@@ -194,7 +194,8 @@ class Relations:
         known_as = self._begun.get(relation.oid, self._oids.get(relation.oid))
         if known_as is None or known_as == (relation.schema, relation.name):
             return
-        if known_as not in self._planned.begun:
+        # Of a chunk that was cut before oids were recorded nobody knows which table it is of.
+        if known_as not in self._planned.begun and None not in self._begun:
             return  # a later snapshot shows its rows under its new name
         label = ".".join(known_as)
         raise DriftError(
