@@ -154,15 +154,6 @@ class Move:
             self.tenant.slot,
         )
         reset_stream(self.target, self.tenant.key, parse_lsn(lsn))
-        for table in read_tables(self.source, self.tenant):
-            # A stream leaves out what is not copied.
-            execute(
-                self.target,
-                "INSERT INTO tenantferry.chunks (tenant, table_schema, table_name, chunk,"
-                " key_columns, estimated_rows, done_at) VALUES (%s, %s, %s, 1, '{}', 0, now())"
-                " ON CONFLICT DO NOTHING",
-                self.tenant.key, table.schema, table.name,
-            )  # fmt: skip
 
     def stream(self, **options: Any) -> Streaming:
         """Return a run of the stream; enter it to start."""

@@ -66,12 +66,8 @@ class Chunk:
         return f"{self.schema}.{self.table}"
 
 
-def to_record(chunk: Chunk, *, table_oid: int | None) -> ChunkRecord:
-    """
-    Return what the control schema keeps of a chunk that is not copied.
-
-    :param table_oid: of its table, on the source.
-    """
+def to_record(chunk: Chunk) -> ChunkRecord:
+    """Return what the control schema keeps of a chunk that is not copied."""
     return ChunkRecord(
         schema=chunk.schema,
         table=chunk.table,
@@ -80,7 +76,6 @@ def to_record(chunk: Chunk, *, table_oid: int | None) -> ChunkRecord:
         lower=chunk.lower,
         upper=chunk.upper,
         estimated_rows=chunk.estimated_rows,
-        table_oid=table_oid,
     )
 
 

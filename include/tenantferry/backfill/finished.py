@@ -16,12 +16,9 @@ from tenantferry.control.chunks import (
     read_rounds,
 )
 from tenantferry.control.streams import StreamRecord, origin_name, read_stream
-from tenantferry.errors import PermanentError
 from tenantferry.fleet import Tenant
 from tenantferry.lsn import format_lsn, parse_lsn
-from tenantferry.schema.left_behind import has_left_behind
 from tenantferry.schema.model import Table
-from tenantferry.schema.publication import read_published_oids
 
 # invalidation_reason came with PostgreSQL 17; a key that is not there reads as null.
 _SLOT_POSITION = """
@@ -94,8 +91,6 @@ def read_finished_backfill(
     """
     if find_obstacle(source, target, tenant, tables) is not None:
         return None
-    if find_new_tables(source, target, tenant, tables):
-        return None
     return read_copied(target, tenant)
 
 
@@ -105,8 +100,8 @@ def find_obstacle(
     """
     Say why what is copied so far is of no use; ``None`` if it can be gone on from.
 
-    That needs a stream that nothing is missing in, chunks of these tables by the same keys, no rows
-    of others, and a slot that still sends all that the stream has not applied.
+    That needs a stream that nothing is missing in, chunks of exactly these tables, and a slot that
+    still sends all that the stream has not applied.
 
     :param tables: those of the move, as the source describes them now.
     :param source: open transaction or autocommit; only read.
@@ -121,76 +116,20 @@ def find_obstacle(
     if stream.went_back_to is not None:
         return "the source went back in time, and lacks what the target has"
     return (
-        _compare_tables(source, target, tenant, tables)
+        _compare_tables(target, tenant, tables)
         or _look_at_slot(source, tenant, stream)
         or _look_at_origin(target, tenant, stream)
     )
 
 
-def find_new_tables(
-    source: connection, target: connection, tenant: Tenant, tables: Sequence[Table]
-) -> list[Table]:
-    """
-    Return published tables that were not planned with the others: they came later, or were dropped
-    and made again under their name.
-
-    One that is not published yet is none of them: the stream would not be sent its changes.
-
-    :param tables: those of the move, as the source describes them now.
-    :param source: open transaction or autocommit; only read.
-    :param target: open transaction or autocommit; only read.
-    """
-    planned = {(c.schema, c.table): c.table_oid for c in read_chunks(target, tenant.key)}
-    published = read_published_oids(source, tenant)
-    return [
-        table
-        for table in tables
-        if (oid := published.get(table.qualified)) is not None
-        and planned.get(table.qualified, 0) not in (None, oid)
-    ]
-
-
-def check_all_copied(
-    source: connection, target: connection, tenant: Tenant, tables: Sequence[Table]
-) -> None:
-    """
-    Check that no table was published after the others were copied.
-
-    :param tables: those of the move, as the source describes them now.
-    :param source: open transaction or autocommit; only read.
-    :param target: open transaction or autocommit; only read.
-    :raises PermanentError: if one was.
-    """
-    if found := find_new_tables(source, target, tenant, tables):
-        raise PermanentError(
-            f'tables of tenant "{tenant.key}" are not copied yet',
-            detail="They came, or were dropped and made again:"
-            f" {', '.join(table.label for table in found)}.",
-            hint='Clear the task "preflight" and those after it, which copies these tables only.',
-        )
-
-
-def _compare_tables(
-    source: connection, target: connection, tenant: Tenant, tables: Sequence[Table]
-) -> str | None:
+def _compare_tables(target: connection, tenant: Tenant, tables: Sequence[Table]) -> str | None:
     keys = {(c.schema, c.table): c.key_columns for c in read_chunks(target, tenant.key)}
     wanted = {table.qualified: chunk_key(table) for table in tables}
-    new = {table.qualified for table in find_new_tables(source, target, tenant, tables)}
-    changed = [
-        name
-        for name in keys
-        if name not in new
-        # Of one that went, nothing is wrong once its rows went, too.
-        and (
-            has_left_behind(target, tenant, name)
-            if name not in wanted
-            else keys[name] != wanted[name]
-        )
-    ]
-    if not changed:
+    if keys == wanted:
         return None
+    changed = [name for name in keys.keys() | wanted.keys() if keys.get(name) != wanted.get(name)]
     names = ", ".join(f'"{schema}.{table}"' for schema, table in sorted(changed))
-    return f"tables went, leaving rows behind, or have another key: {names}"
+    return f"tables came, went or have another key: {names}"
 
 
 def _look_at_slot(source: connection, tenant: Tenant, stream: StreamRecord) -> str | None:

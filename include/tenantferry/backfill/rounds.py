@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -46,7 +46,6 @@ from tenantferry.failpoints import Point, reach
 from tenantferry.fleet import Tenant
 from tenantferry.lsn import format_lsn, parse_lsn
 from tenantferry.schema.model import Table
-from tenantferry.schema.publication import check_published, read_published_oids
 from tenantferry.throttle.throttle import UNTHROTTLED, Throttle
 
 logger = logging.getLogger(__name__)
@@ -97,9 +96,7 @@ class _Round:
 
 def copy_first_round(backfill: Backfill, source: connection, target: connection) -> None:
     """
-    Cut published tables into chunks and copy the first of them, under the durable slot's snapshot.
-
-    A table that is not published is left to a later round: of its changes the slot holds none.
+    Cut all tables into chunks and copy the first of them, under the durable slot's snapshot.
 
     :param source: session in autocommit.
     :param target: session outside a transaction; commits.
@@ -107,9 +104,6 @@ def copy_first_round(backfill: Backfill, source: connection, target: connection)
     """
     tenant = backfill.tenant
     files = read_heap_files(source, backfill.tables)
-    # Behind the files and before the snapshot: a chunk whose table's file is still the same is of
-    # the table that was published before the snapshot, and not of a later one of that name.
-    published = read_published_oids(source, tenant)
     with exported_snapshot(
         backfill.source,
         slot=tenant.slot,
@@ -118,10 +112,9 @@ def copy_first_round(backfill: Backfill, source: connection, target: connection)
         failover=True,
     ) as snapshot:
         begun = _begin(backfill, target, FIRST_ROUND, snapshot, files)
-        chunks = _plan(backfill, snapshot, published)
-        records = [to_record(c, table_oid=published[c.schema, c.table]) for c in chunks]
+        chunks = _plan(backfill, snapshot)
         with target:
-            store_chunks(target, tenant.key, records)
+            store_chunks(target, tenant.key, map(to_record, chunks))
             assign_chunks(target, tenant.key, number=FIRST_ROUND)
             # The copied rows need no origin: changes of this tenant travel back only from the
             # cutover on, and a slot for that begins there.
@@ -146,7 +139,6 @@ def copy_next_round(backfill: Backfill, source: connection, target: connection) 
     with target:
         number = max(copied.number for copied in read_rounds(target, tenant.key)) + 1
     files = read_heap_files(source, backfill.tables)
-    _check_pending_published(backfill, source, target)
     with exported_snapshot(
         backfill.source,
         slot=tenant.round_slot,
@@ -160,29 +152,6 @@ def copy_next_round(backfill: Backfill, source: connection, target: connection) 
         reach(Point.CHUNKS_GIVEN)
         _copy(backfill, target, begun, chunks)
     _finish(backfill, target, begun)
-
-
-def _check_pending_published(backfill: Backfill, source: connection, target: connection) -> None:
-    """
-    Check that the tables of pending chunks are those that are published under their names.
-
-    Behind the files and before the snapshot, for the same reason as in the first round.
-    """
-    tenant = backfill.tenant
-    with target:
-        pending = {
-            (chunk.schema, chunk.table): chunk.table_oid
-            for chunk in read_chunks(target, tenant.key)
-            if chunk.done_at is None
-        }
-    published = read_published_oids(source, tenant)
-    check_published(source, tenant, [t for t in backfill.tables if t.qualified in pending])
-    for (schema, table), oid in sorted(pending.items()):
-        if oid not in (None, published.get((schema, table))):
-            raise TransientError(
-                f'table "{schema}.{table}" was made again before it was copied',
-                hint="The retry copies the new one.",
-            )
 
 
 def _catch_up_to_now(backfill: Backfill, source: connection) -> None:
@@ -308,9 +277,7 @@ def _finish(backfill: Backfill, target: connection, begun: _Round) -> None:
     )
 
 
-def _plan(
-    backfill: Backfill, snapshot: Snapshot, published: Collection[tuple[str, str]]
-) -> list[Chunk]:
+def _plan(backfill: Backfill, snapshot: Snapshot) -> list[Chunk]:
     tenant = backfill.tenant
     with closing(
         open_connection(backfill.source, purpose=session_purpose(tenant), settings=TEXT_SETTINGS)
@@ -319,7 +286,6 @@ def _plan(
         chunks = [
             chunk
             for table in backfill.tables
-            if table.qualified in published
             for chunk in plan_chunks(source, table, chunk_rows=tenant.chunk_rows)
         ]
     logger.info(

@@ -11,7 +11,6 @@ import psycopg2
 from psycopg2 import errors, sql
 from psycopg2.extensions import connection
 
-from tenantferry.backfill.admitting import admit_tables
 from tenantferry.backfill.clearing import (
     delete_rows,
     end_leftover_sessions,
@@ -55,8 +54,7 @@ def run_backfill(
     Copy the tenant's rows, unless that is done and the slot holds all that came after.
 
     Commits as it goes. An attempt that died is gone on from with the next round; it is started over
-    only where what it has copied is of no use any more, and the log says why. Tables that were
-    published since the others were copied are copied in a further round.
+    only where what it has copied is of no use any more, and the log says why.
 
     :param tables: the largest first.
     :param catch_up: apply what was committed before an LSN to the copied chunks, so that P is
@@ -145,8 +143,6 @@ def _copy_rounds(backfill: Backfill, source: connection, target: connection) -> 
         logger.info("backfill starts from nothing tenant=%s reason=%s", tenant.key, obstacle)
         _clear(backfill, source, target)
         copy_first_round(backfill, source, target)
-    else:
-        admit_tables(backfill, source, target)
     while _is_pending(target, tenant):
         with target:
             close_dead_rounds(target, tenant.key)

@@ -57,8 +57,6 @@ class ChunkRecord:
     :ivar round: the round that copies it, or has copied it; ``None`` between two rounds.
     :ivar rows: copied rows; ``None`` until it is done.
     :ivar bytes: of the COPY data.
-    :ivar table_oid: of the published table of the source that it is of; ``None`` of a chunk that
-        was cut before that was recorded.
     """
 
     schema: str
@@ -72,7 +70,6 @@ class ChunkRecord:
     rows: int | None = None
     bytes: int | None = None
     done_at: datetime | None = None
-    table_oid: int | None = None
 
 
 def start_round(target: connection, tenant: str, *, number: int, consistent_point: int) -> None:
@@ -134,7 +131,7 @@ def store_chunks(target: connection, tenant: str, chunks: Iterable[ChunkRecord])
         execute_values(
             cursor,
             "INSERT INTO tenantferry.chunks (tenant, table_schema, table_name, chunk,"
-            " key_columns, lower, upper, estimated_rows, round, table_oid) VALUES %s",
+            " key_columns, lower, upper, estimated_rows, round) VALUES %s",
             (
                 (
                     tenant,
@@ -146,12 +143,11 @@ def store_chunks(target: connection, tenant: str, chunks: Iterable[ChunkRecord])
                     None if chunk.upper is None else list(chunk.upper),
                     chunk.estimated_rows,
                     chunk.round,
-                    chunk.table_oid,
                 )
                 for chunk in chunks
             ),
             # An empty array has no type of its own.
-            template="(%s, %s, %s, %s, %s::text[], %s::text[], %s::text[], %s, %s, %s)",
+            template="(%s, %s, %s, %s, %s::text[], %s::text[], %s::text[], %s, %s)",
         )
 
 
@@ -160,8 +156,7 @@ def read_chunks(target: connection, tenant: str) -> list[ChunkRecord]:
     with target.cursor() as cursor:
         cursor.execute(
             "SELECT table_schema, table_name, chunk, key_columns, lower, upper, estimated_rows,"
-            " round, rows, bytes, done_at, table_oid::bigint FROM tenantferry.chunks"
-            " WHERE tenant = %s"
+            " round, rows, bytes, done_at FROM tenantferry.chunks WHERE tenant = %s"
             " ORDER BY table_schema, table_name, chunk",
             (tenant,),
         )
@@ -270,24 +265,6 @@ def mark_chunk_done(
         is_ours = bool(cursor.rowcount == 1)
         sign_writer(cursor, tenant)
     return is_ours
-
-
-def forget_tables(target: connection, tenant: str, names: Iterable[tuple[str, str]]) -> None:
-    """
-    Delete the chunks of some tables, so that no earlier attempt can finish one of them.
-
-    Waits for a chunk that is being committed right now.
-
-    :param target: open transaction; the caller commits **before** it deletes rows.
-    :param names: schema and name of each.
-    """
-    with target.cursor() as cursor:
-        for schema, name in names:
-            cursor.execute(
-                "DELETE FROM tenantferry.chunks"
-                " WHERE tenant = %s AND table_schema = %s AND table_name = %s",
-                (tenant, schema, name),
-            )
 
 
 def forget_chunks(target: connection, tenant: str) -> None:

@@ -54,10 +54,8 @@ CREATE TABLE IF NOT EXISTS tenantferry.chunks (
     rows            bigint,
     bytes           bigint,
     done_at         timestamptz,    -- set in the transaction that writes the rows
-    table_oid       oid,            -- of the source's table: another one may get its name
     PRIMARY KEY (tenant, table_schema, table_name, chunk)
 );
-ALTER TABLE tenantferry.chunks ADD COLUMN IF NOT EXISTS table_oid oid;
 
 -- A stream of a tenant: its position P, what it was told, what it answers. The forward one applies
 -- the source's changes to the target, and P is the truth. The reverse one applies the target's

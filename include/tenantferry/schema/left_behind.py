@@ -43,22 +43,6 @@ def find_left_behind(
     return found
 
 
-def has_left_behind(target: connection, tenant: Tenant, name: tuple[str, str]) -> bool:
-    """
-    Tell whether a tenant has rows in one table of the target, if there is such a table.
-
-    :param target: open transaction or autocommit; only read.
-    :param name: schema and name of a table that was widened, or is gone.
-    """
-    table = sql.Identifier(*name)
-    with target.cursor() as cursor:
-        cursor.execute("SELECT to_regclass(%s) IS NOT NULL", (table.as_string(target),))
-        if cursor.fetchone() == (False,):
-            return False
-        cursor.execute(_HAS_ROWS.format(table=table, tenant_id=sql.Literal(str(tenant.id))))
-        return cursor.fetchone() == (True,)
-
-
 def check_nothing_left_behind(target: connection, tenant: Tenant, tables: Iterable[Table]) -> None:
     """
     Check that the tenant has no rows in tables that its source has dropped or renamed.

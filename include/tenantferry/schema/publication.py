@@ -17,15 +17,6 @@ FROM pg_catalog.pg_publication_tables AS pt
 WHERE pt.pubname = %s
 """
 
-_PUBLISHED_OIDS = """
-SELECT namespace.nspname, class.relname, class.oid::bigint
-FROM pg_catalog.pg_publication AS publication
-JOIN pg_catalog.pg_publication_rel AS published ON published.prpubid = publication.oid
-JOIN pg_catalog.pg_class AS class ON class.oid = published.prrelid
-JOIN pg_catalog.pg_namespace AS namespace ON namespace.oid = class.relnamespace
-WHERE publication.pubname = %s
-"""
-
 # Truncate too: the stream turns it into a delete of this tenant's rows.
 # A partitioned table is published as such: its changes come under its own name and columns,
 # whichever partitions there are.
@@ -85,18 +76,6 @@ def check_published(source: connection, tenant: Tenant, tables: Sequence[Table])
             detail=f"They came, or were dropped and made again: {', '.join(missing)}.",
             hint='Clear the task "preflight" and those after it.',
         )
-
-
-def read_published_oids(source: connection, tenant: Tenant) -> dict[tuple[str, str], int]:
-    """
-    Return the oid of each published table, by schema and name. Only the oid tells a table from
-    another one that was made under its name later.
-
-    :param source: open transaction or autocommit; only read.
-    """
-    with source.cursor() as cursor:
-        cursor.execute(_PUBLISHED_OIDS, (tenant.publication,))
-        return {(schema, name): oid for schema, name, oid in cursor}
 
 
 def drop_publication(source: connection, tenant: Tenant) -> None:

@@ -35,11 +35,10 @@ from tenantferry.control.chunks import (
     read_chunks,
     take_back_chunks,
 )
-from tenantferry.errors import TransientError
-from tenantferry.fleet.declaration import TableKind, Tenant
+from tenantferry.errors import CopyAgainError, TransientError
+from tenantferry.fleet.declaration import Tenant
 from tenantferry.schema.model import Table
-from tenantferry.schema.publication import read_published_oids
-from tenantferry.stream.relations import PlannedTables, StreamedTable
+from tenantferry.stream.relations import StreamedTable
 from tenantferry.stream.staging import (
     DELETE,
     FIRST_UPDATE,
@@ -102,42 +101,15 @@ def settle_part(
         name: list(chunks)
         for name, chunks in groupby(read_chunks(target, tenant.key), lambda c: (c.schema, c.table))
     }
-    parts = {
-        table.qualified: _Part(read_key_columns(source, table), by_table[table.qualified])
-        for table in tables
-        if table.qualified in by_table
-    }
+    parts = {}
+    for table in tables:
+        if table.qualified not in by_table:
+            raise CopyAgainError(
+                f'table "{table.label}" is not part of the backfill',
+                hint='Clear the task "backfill" and those after it.',
+            )
+        parts[table.qualified] = _Part(read_key_columns(source, table), by_table[table.qualified])
     return CopiedPart(tenant, parts)
-
-
-def read_planned_tables(
-    source: connection, target: connection, tenant: Tenant, tables: Iterable[Table]
-) -> PlannedTables:
-    """
-    Find out which tables a stream may write to at all.
-
-    :param source: in autocommit; only read.
-    :param target: in autocommit, with the stream's lock: until it is lost, no chunk gets copied.
-    :param tables: those that the stream knows.
-    :raises TransientError: if it does not know one that is copied, and would leave out its changes.
-    """
-    chunks = read_chunks(target, tenant.key)
-    planned = {(chunk.schema, chunk.table): chunk.table_oid for chunk in chunks}
-    unknown = planned.keys() - {table.qualified for table in tables}
-    # One that was dropped on the source is not published any more.
-    came = [
-        f"{schema}.{name}"
-        for schema, name in sorted(unknown & read_published_oids(source, tenant).keys())
-        if tenant.kind_of(schema, name) is TableKind.TENANT
-    ]
-    if came:
-        raise TransientError(
-            f'tables of tenant "{tenant.key}" came while its stream was started',
-            detail=f"Tables: {', '.join(came)}.",
-            hint="The next start knows them.",
-        )
-    begun = {(chunk.schema, chunk.table) for chunk in chunks if chunk.done_at is not None}
-    return PlannedTables(planned, begun)
 
 
 class CopiedPart:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
 from psycopg2.extensions import connection
 
-from tenantferry.errors import CopyAgainError, PermanentError, TransientError
+from tenantferry.errors import CopyAgainError, PermanentError
 from tenantferry.schema.model import Table
 from tenantferry.stream.advice import advise
 from tenantferry.stream.netchange import Changes, KeyedChanges, KeylessChanges
@@ -20,11 +20,10 @@ _TYPE_NAMES = (
     " WITH ORDINALITY AS columns (type, typmod, number) ORDER BY number"
 )
 _TEXT_ONLY = resources.files("tenantferry.stream").joinpath("text_only.sql").read_text("utf-8")
-# Itself where it is no partition; nothing where it is gone.
 _ROOT = (
     "SELECT schemas.nspname, classes.relname FROM pg_catalog.pg_class AS classes"
     " JOIN pg_catalog.pg_namespace AS schemas ON schemas.oid = classes.relnamespace"
-    " WHERE classes.oid = coalesce(pg_partition_root(%(oid)s), %(oid)s)"
+    " WHERE classes.oid = pg_partition_root(%s)"
 )
 _OIDS = (
     "SELECT to_regclass(format('%%I.%%I', tables.schema, tables.name))::oid"
@@ -100,41 +99,17 @@ class StreamedTable:
         return KeyedChanges(self.key) if self.key else KeylessChanges()
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedTables:
-    """
-    The tables that a backfill has planned to copy.
-
-    :ivar oids: on the source; ``None``: not known.
-    :ivar begun: those of which something is copied.
-    """
-
-    oids: Mapping[tuple[str, str], int | None]
-    begun: Collection[tuple[str, str]]
-
-
 class Relations:
     """
     The tables of the move by the oid under which the source speaks of them.
-
-    Changes of a table that is not planned to be copied are left out: once it is, a later snapshot
-    shows them.
 
     :param source: in autocommit; asked for the names of types.
     :param target: in autocommit; asked for its columns.
     """
 
-    def __init__(
-        self,
-        source: connection,
-        target: connection,
-        tables: Iterable[Table],
-        planned: PlannedTables,
-    ) -> None:
+    def __init__(self, source: connection, target: connection, tables: Iterable[Table]) -> None:
         self._source = source
         self._target = target
-        self._planned = planned
-        self._begun = {planned.oids[name]: name for name in planned.begun}
         self._tables: Mapping[tuple[str, str], Table] = {t.qualified: t for t in tables}
         # Of these the source says that it sends whole old rows, whatever a partition keeps of them.
         self._whole_roots = {
@@ -157,53 +132,28 @@ class Relations:
         ignored.
 
         :raises DriftError: if source and target do not agree about its columns.
-        :raises TransientError: if it was dropped and made again, and is to be copied first.
         """
         known = self._known.get(relation.oid)
         if known is not None and known[0] == relation:
             return
         table = self._tables.get((relation.schema, relation.name))
         self._check_name(relation)
-        if table is not None and not self._is_copied(relation):
-            self._known[relation.oid] = relation, None
-            return
         if table is None and relation.identity != "f":
             self._check_partition(relation)
         streamed = None if table is None else self._check(relation, table)
         self._known[relation.oid] = relation, streamed
 
-    def _is_copied(self, relation: Relation) -> bool:
-        """Tell whether changes of a table of the move may be of copied rows."""
-        name = relation.schema, relation.name
-        if name not in self._planned.oids:
-            return False
-        if self._planned.oids[name] in (None, relation.oid):
-            return True
-        if name in self._planned.begun:
-            raise TransientError(
-                f'table "{relation.schema}.{relation.name}" of the source was dropped and made'
-                " again",
-                detail="The target has rows of the dropped one. None of the new one was applied.",
-                hint='Clear the task "preflight" and those after it, which copies this table only.',
-            )
-        return False
-
     def _check_name(self, relation: Relation) -> None:
         """Check that a table of the move still has its name, and is not taken for another one."""
         name = f"{relation.schema}.{relation.name}"
-        known_as = self._begun.get(relation.oid, self._oids.get(relation.oid))
-        if known_as is None or known_as == (relation.schema, relation.name):
+        at_start = self._oids.get(relation.oid)
+        if at_start is None or at_start == (relation.schema, relation.name):
             return
-        # Of a chunk that was cut before oids were recorded nobody knows which table it is of.
-        if known_as not in self._planned.begun and None not in self._begun:
-            return  # a later snapshot shows its rows under its new name
-        label = ".".join(known_as)
         raise DriftError(
-            f'table "{label}" of the source was renamed',
+            f'table "{".".join(at_start)}" of the source was renamed',
             detail=f'Its changes come as those of "{name}". None of these was applied.',
-            hint=f'Delete the tenant\'s rows of table "{label}" in the target, then clear the task'
-            ' "preflight" and those after it, which copies the table under its new name. If these'
-            " rows are left, the whole tenant is copied again.",
+            hint='Clear the task "preflight" and those after it: the tenant is copied again, under'
+            " the names that the source has then.",
         )
 
     def _check_partition(self, relation: Relation) -> None:
@@ -211,7 +161,7 @@ class Relations:
         if not self._whole_roots:
             return
         with self._source.cursor() as cursor:
-            cursor.execute(_ROOT, {"oid": relation.oid})
+            cursor.execute(_ROOT, (relation.oid,))
             root = cursor.fetchone()
         # Of one that is gone again nobody can tell what it belonged to.
         if root is None or root in self._whole_roots:

@@ -32,7 +32,7 @@ from tenantferry.stream.failures import RefusedValueError, explain
 from tenantferry.stream.heartbeat import Heartbeat
 from tenantferry.stream.labels import check_labels
 from tenantferry.stream.loop import Loop
-from tenantferry.stream.partial import CopiedPart, read_planned_tables, settle_part
+from tenantferry.stream.partial import CopiedPart, settle_part
 from tenantferry.stream.progress import TargetProgress
 from tenantferry.stream.reading import Reader
 from tenantferry.stream.relations import DriftError, Relations, can_send_binary
@@ -165,8 +165,6 @@ def _stream(
     standing = find_standing(source_params, control, record)
     take_slot(source, tenant, standing)
     record_timeline(control, tenant.key, timeline=standing.timeline, confirmed=standing.confirmed)
-    # Before it looks for pending chunks: a table that is planned in between is left out.
-    planned = read_planned_tables(source, applying, tenant, tables)
     copied = settle_part(source, applying, tenant, tables, while_copying=while_copying)
     answers.end(StreamState.STARTING, None)
     walsender = stack.enter_context(
@@ -182,8 +180,7 @@ def _stream(
     logger.info("stream starts tenant=%s position=%s", tenant.key, format_lsn(record.position))
     applying.autocommit = False
     applier = _make_applier(applying, tenant, record, copied)
-    relations = Relations(source, control, tables, planned)
-    reader = Reader(walsender, relations, position=record.position)
+    reader = Reader(walsender, Relations(source, control, tables), position=record.position)
     if before is not None:
         apply_before(before, walsender, reader, applier, batch_bytes=batch_bytes, stop=stop)
         return _result(require_stream(control, tenant.key), StreamState.INTERRUPTED)
