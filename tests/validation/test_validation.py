@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -72,6 +73,8 @@ def test_validate_tenant_matches_while_a_writer_keeps_writing(copied: Prepare) -
     assert [result.mismatches for result in results] == [0, 0, 0]
     assert results[0].position < results[1].position < results[2].position
     assert transactions[0] > 20
+    # A task shows it in its XCom.
+    assert json.loads(json.dumps(asdict(results[2])))["table_seconds"].keys() == {"public.items"}
     on_record = replace(results[2], table_seconds={})
     assert read_latest_validation(both.target, both.tenant.key) == on_record
 

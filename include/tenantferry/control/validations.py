@@ -75,7 +75,7 @@ class ValidationResult:
     seconds: float
     differences: tuple[Difference, ...]
     witnessed: str | None = None
-    table_seconds: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    table_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 def record_validation(

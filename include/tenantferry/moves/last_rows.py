@@ -44,7 +44,7 @@ def compare_last_rows(
     compared: ValidationResult | None = None
     touched: Sequence[Touched] | None = None
     before = left = seconds = math.inf
-    table_seconds: dict[tuple[str, str], float] = {}
+    table_seconds: dict[str, float] = {}
     for number in range(1, MAX_COMPARISONS + 1):
         found = revalidate_in_step(source, target, move, tables, chunks)
         if compared is not None and found.validation_id == compared.validation_id:
@@ -70,12 +70,10 @@ def compare_last_rows(
     raise _tell_too_much(move, touched or (), seconds)
 
 
-def _estimate_seconds(
-    touched: Sequence[Touched], table_seconds: Mapping[tuple[str, str], float]
-) -> float:
+def _estimate_seconds(touched: Sequence[Touched], table_seconds: Mapping[str, float]) -> float:
     """Tell how long clients would wait; for ever, where a table was never compared as a whole."""
     return sum(
-        table_seconds.get((one.schema, one.table), math.inf)
+        table_seconds.get(f"{one.schema}.{one.table}", math.inf)
         if one.is_whole
         else one.size / KEYS_PER_SECOND
         for one in touched

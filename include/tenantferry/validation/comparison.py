@@ -46,12 +46,12 @@ class ChunkComparison:
     seconds: float
 
 
-def sum_seconds(compared: Iterable[ChunkComparison]) -> dict[tuple[str, str], float]:
-    """Return how long the chunks of each table took one lane, by schema and name."""
-    seconds: dict[tuple[str, str], float] = {}
+def sum_seconds(compared: Iterable[ChunkComparison]) -> dict[str, float]:
+    """Return how long the chunks of each table took one lane, by ``schema.table``."""
+    seconds: dict[str, float] = {}
     for found in compared:
-        name = found.chunk.schema, found.chunk.table
-        seconds[name] = seconds.get(name, 0.0) + found.seconds
+        label = found.chunk.label
+        seconds[label] = seconds.get(label, 0.0) + found.seconds
     return seconds
 
 

@@ -79,7 +79,7 @@ class TenantComparison:
     differences: tuple[Difference, ...]
     differing: tuple[Chunk, ...]
     since: int | None = None
-    table_seconds: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    table_seconds: Mapping[str, float] = field(default_factory=dict)
     witnessed: str | None = None
 
 

@@ -56,7 +56,7 @@ class TouchedComparison:
     mismatches: int
     differences: tuple[Difference, ...]
     differing: tuple[Chunk, ...]
-    table_seconds: Mapping[tuple[str, str], float]
+    table_seconds: Mapping[str, float]
 
 
 class Recheck:
