@@ -63,8 +63,9 @@ def test_a_row_that_refers_to_a_row_of_a_child_is_an_orphan(trip: Any) -> None:
     tables = read_tables(trip.source, tenant)
     with trip.target.cursor() as cursor:
         cursor.execute("BEGIN; SET LOCAL session_replication_role = replica")
-        cursor.execute(f"INSERT INTO public.cities VALUES (7, 'child', 1, '{tenant.id}')")
-        cursor.execute(f"INSERT INTO public.visits VALUES (1, 7, NULL, '{tenant.id}')")
+        tenant_id = (str(tenant.id),)
+        cursor.execute("INSERT INTO public.cities VALUES (7, 'child', 1, %s)", tenant_id)
+        cursor.execute("INSERT INTO public.visits VALUES (1, 7, NULL, %s)", tenant_id)
 
         ((count, (found,)),) = find_orphans(trip.target, tenant, tables)
 

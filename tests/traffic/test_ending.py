@@ -24,7 +24,7 @@ KEEPALIVES = {
 
 def show(session: connection, name: str) -> Any:
     with session.cursor() as cursor:
-        cursor.execute(f"SHOW {name}")
+        cursor.execute("SELECT current_setting(%s)", (name,))
         return (cursor.fetchone() or (None,))[0]
 
 

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import psycopg2
 import pytest
+from psycopg2 import sql
 from psycopg2.extensions import connection
 
 from tenantferry.backfill.chunk import TEXT_SETTINGS, Chunk
@@ -147,7 +148,11 @@ def test_compare_tells_values_apart_that_only_look_alike(
     before = both.compare()
     run(both.target, f"UPDATE public.items SET value = {theirs}")
     with both.target.cursor() as cursor:
-        cursor.execute(f"SELECT value::text IS DISTINCT FROM ({ours})::text FROM public.items")
+        cursor.execute(
+            sql.SQL("SELECT value::text IS DISTINCT FROM ({})::text FROM public.items").format(
+                sql.SQL(ours)
+            )
+        )
 
     (found,), _ = both.compare()
 

@@ -11,8 +11,8 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Generator, Iterable
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -83,7 +83,7 @@ def store(path: StoragePath, chunks: Iterable[bytes]) -> Written:
     :raises StorageRefusedError: if the storage does not let us.
     """
     partial = path.parent / (path.name + _PARTIAL)
-    try:
+    with _explaining("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             written = _write(partial, chunks)
@@ -93,10 +93,6 @@ def store(path: StoragePath, chunks: Iterable[bytes]) -> Written:
                 partial.unlink(missing_ok=True)
             raise
         partial.rename(path)
-    except TenantferryError:  # of what the chunks come from
-        raise
-    except Exception as error:  # each storage has errors of its own; `_storage_failure` tells
-        raise _storage_failure("write", path, error) from error
     logger.info("wrote %s bytes=%s sha256=%s", path, written.bytes, written.sha256)
     return written
 
@@ -108,12 +104,9 @@ def read_chunks(path: StoragePath) -> Generator[bytes, None, None]:
     :raises StorageLostError: if the storage failed.
     :raises StorageRefusedError: if the file is not there, or the storage does not let us.
     """
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                yield chunk
-    except Exception as error:  # each storage has errors of its own; `_storage_failure` tells
-        raise _storage_failure("read", path, error) from error
+    with _explaining("read", path), path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk
 
 
 def read_size(path: StoragePath) -> int | None:
@@ -123,12 +116,11 @@ def read_size(path: StoragePath) -> int | None:
     :raises StorageLostError: if the storage failed.
     :raises StorageRefusedError: if the storage does not let us.
     """
-    try:
-        return int(path.stat().st_size)
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # each storage has errors of its own; `_storage_failure` tells
-        raise _storage_failure("look at", path, error) from error
+    with _explaining("look at", path):
+        try:
+            return int(path.stat().st_size)
+        except FileNotFoundError:
+            return None
 
 
 def check_writable(path: StoragePath) -> None:
@@ -140,10 +132,8 @@ def check_writable(path: StoragePath) -> None:
     """
     store(path, [_TRIAL])
     found = b"".join(read_chunks(path))
-    try:
+    with _explaining("delete", path):
         path.unlink(missing_ok=True)
-    except Exception as error:  # each storage has errors of its own; `_storage_failure` tells
-        raise _storage_failure("delete", path, error) from error
     if found != _TRIAL:
         raise StorageLostError(f'"{path}" does not hold what was written there')
 
@@ -186,6 +176,17 @@ def _make_durable(file: Any) -> None:
     # A bucket has no descriptor; it is durable when it is closed.
     with suppress(AttributeError, io.UnsupportedOperation):
         os.fsync(file.fileno())
+
+
+@contextmanager
+def _explaining(what: str, path: StoragePath) -> Iterator[None]:
+    """Raise what a storage fails with as an error of ours; what chunks fail with stays."""
+    try:
+        yield
+    except TenantferryError:
+        raise
+    except Exception as error:  # each storage has errors of its own; `_storage_failure` tells
+        raise _storage_failure(what, path, error) from error
 
 
 def _storage_failure(

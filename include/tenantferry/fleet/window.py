@@ -38,7 +38,7 @@ def _check_timezone(name: str) -> str:
 def _require_text(value: object) -> object:
     # YAML reads 22:00 without quotes as the number 1320, which pydantic takes for seconds.
     if isinstance(value, int):
-        raise ValueError("put the time in quotes, e.g. '22:00'")  # noqa: TRY004 - pydantic's
+        raise ValueError("put the time in quotes, e.g. '22:00'")  # noqa: TRY004 - pydantic takes it
     return value
 
 

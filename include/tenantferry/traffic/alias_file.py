@@ -107,7 +107,7 @@ def _locked(path: Path) -> Iterator[None]:
                         f'could not lock the alias file "{path.name}"',
                         detail=f"Another process edits it for {LOCK_TIMEOUT_SECONDS:g} s.",
                     ) from None
-                time.sleep(_LOCK_RECHECK_SECONDS)  # so it is tried again
+                time.sleep(_LOCK_RECHECK_SECONDS)  # whether it is free can only be tried
             else:
                 break
         yield
