@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
 import psycopg2
 
@@ -62,9 +65,25 @@ def _undelay(world: World) -> None:
 def _fill_disk(world: World, _: VerbProcess) -> None:
     if world.disk is None:
         raise NotImplementedError
-    free = os.statvfs(world.disk)
     with (world.disk / _FILLER).open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
+        while free := _free_bytes(world.disk):
+            # The server may take some of it meanwhile.
+            with _no_space_suppressed():
+                os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, free)
+
+
+def _free_bytes(disk: Path) -> int:
+    found = os.statvfs(disk)
+    return found.f_bavail * found.f_frsize
+
+
+@contextmanager
+def _no_space_suppressed() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
 
 
 def _empty_disk(world: World) -> None:
