@@ -7,7 +7,12 @@ from psycopg2.extensions import connection
 from tenantferry.errors import PermanentError
 from tenantferry.fleet import Tenant
 from tenantferry.schema.catalog import read_tables
-from tenantferry.schema.publication import drop_publication, ensure_publication
+from tenantferry.schema.publication import (
+    check_published,
+    drop_publication,
+    ensure_publication,
+    read_entries,
+)
 
 
 def _read_published(source: connection) -> set[str]:
@@ -83,3 +88,67 @@ def test_drop_publication_may_run_twice(
         drop_publication(source, acme)
 
     assert _read_published(source) == set()
+
+
+def test_entries_tell_a_table_that_was_away_from_one_that_was_not(
+    sample: connection, source: connection, acme: Tenant
+) -> None:
+    """What is added, or taken out, leaves the entries of the other tables as they are."""
+    tables = read_tables(source, acme)
+    ensure_publication(source, acme, tables[:2])
+    entries = [read_entries(source, acme)]
+    for published in (tables, tables[1:], tables):
+        ensure_publication(source, acme, published)
+        entries.append(read_entries(source, acme))
+
+    two, three, without_first, back = entries
+    first, second, third = (table.qualified for table in tables)
+    assert two == {name: three[name] for name in (first, second)}
+    assert without_first == {name: three[name] for name in (second, third)}
+    assert {**back, first: None} == {**three, first: None}
+    assert back[first] != three[first]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["SET (publish = 'insert')", None],
+        ["SET (publish_via_partition_root = false)", "SET (publish_via_partition_root = true)"],
+    ],
+    ids=["mended by us", "mended by hand"],
+)
+def test_all_entries_change_where_other_changes_were_published(
+    sample: connection, source: connection, acme: Tenant, changes: list[str | None]
+) -> None:
+    tables = read_tables(source, acme)
+    ensure_publication(source, acme, tables)
+    before = read_entries(source, acme)
+
+    for change in filter(None, changes):
+        with source.cursor() as cursor:
+            cursor.execute(sql.SQL("ALTER PUBLICATION tenantferry_acme {}").format(sql.SQL(change)))
+    assert ensure_publication(source, acme, tables) is (None in changes)
+
+    after = read_entries(source, acme)
+    assert after.keys() == before.keys()
+    assert not set(after.values()) & set(before.values())
+
+
+@pytest.mark.parametrize("part", ["(id)", "WHERE (id > 1)"])
+def test_a_table_that_is_published_in_part_is_not_published(
+    sample: connection, source: connection, acme: Tenant, part: str
+) -> None:
+    tables = read_tables(source, acme)
+    ensure_publication(source, acme, tables)
+    with source.cursor() as cursor:
+        cursor.execute("ALTER PUBLICATION tenantferry_acme DROP TABLE public.customers")
+        cursor.execute(
+            sql.SQL("ALTER PUBLICATION tenantferry_acme ADD TABLE public.customers {}").format(
+                sql.SQL(part)
+            )
+        )
+
+    with pytest.raises(PermanentError, match=r"lacks tables[^:]*\n.*public\.customers"):
+        check_published(source, acme, tables)
+    assert ensure_publication(source, acme, tables)
+    check_published(source, acme, tables)

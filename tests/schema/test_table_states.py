@@ -95,3 +95,24 @@ def test_what_a_stream_tells_or_nobody_moves_changes_no_state(
     source: connection, source_owner: connection, statements: str
 ) -> None:
     assert change(source, source_owner, statements) == Changes((), ())
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        "ALTER PUBLICATION tenantferry_acme DROP TABLE items;"
+        " ALTER PUBLICATION tenantferry_acme ADD TABLE items",
+        "ALTER PUBLICATION tenantferry_acme SET (publish = 'insert');"
+        " ALTER PUBLICATION tenantferry_acme SET (publish = 'insert, update, delete, truncate')",
+    ],
+    ids=["away", "changed"],
+)
+def test_a_table_whose_changes_were_not_sent_for_a_while_has_another_shape(
+    source: connection, source_owner: connection, statements: str
+) -> None:
+    run(source_owner, SCHEMA)
+    run(source, "CREATE PUBLICATION tenantferry_acme FOR TABLE public.items")
+    before = read_table_states(source, TENANT)
+    run(source, "SET search_path = public; " + statements)
+
+    assert find_changes(before, read_table_states(source, TENANT)).reshaped == ("public.items",)

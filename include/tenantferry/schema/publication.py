@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from psycopg2 import sql
 from psycopg2.extensions import connection
@@ -11,10 +12,18 @@ from tenantferry.errors import PermanentError
 from tenantferry.fleet import Tenant
 from tenantferry.schema.model import Table
 
+# PostgreSQL 15 brought tables that are published in part only: these are none of ours. xmin changes
+# where somebody changed what is published of all tables.
 _PUBLISHED = """
-SELECT pt.schemaname::text, pt.tablename::text
-FROM pg_catalog.pg_publication_tables AS pt
-WHERE pt.pubname = %s
+SELECT namespace.nspname::text, class.relname::text,
+       format('%%s %%s', published.oid, publication.xmin), class.oid::bigint, class.relispartition
+FROM pg_catalog.pg_publication AS publication
+JOIN pg_catalog.pg_publication_rel AS published ON published.prpubid = publication.oid
+JOIN pg_catalog.pg_class AS class ON class.oid = published.prrelid
+JOIN pg_catalog.pg_namespace AS namespace ON namespace.oid = class.relnamespace
+WHERE publication.pubname = %s
+  AND pg_catalog.to_jsonb(published) ->> 'prqual' IS NULL
+  AND pg_catalog.to_jsonb(published) ->> 'prattrs' IS NULL
 """
 
 # Truncate too: the stream turns it into a delete of this tenant's rows.
@@ -24,6 +33,32 @@ _OPTIONS = "publish = 'insert, update, delete, truncate', publish_via_partition_
 _CREATE = "CREATE PUBLICATION {name} FOR TABLE {tables} WITH ({options})"
 _SET_TABLES = "ALTER PUBLICATION {name} SET TABLE {tables}"
 _SET_OPTIONS = "ALTER PUBLICATION {name} SET ({options})"
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedTable:
+    """
+    A table of the source that is published, under the name that it has now.
+
+    :ivar entry: names its entry in the publication. As long as that is the same, it is the same
+        table, and all its changes were sent: it has another one where it was away in between, or
+        the publication was changed.
+    :ivar oid: of the table, as the stream names it.
+    :ivar is_partition: its changes are sent as those of its root.
+
+    Source: PostgreSQL documentation, ``pg_publication_rel``.
+    """
+
+    schema: str
+    name: str
+    entry: str
+    oid: int
+    is_partition: bool
+
+    @property
+    def qualified(self) -> tuple[str, str]:
+        """Schema and name."""
+        return self.schema, self.name
 
 
 def ensure_publication(source: connection, tenant: Tenant, tables: Sequence[Table]) -> bool:
@@ -43,10 +78,14 @@ def ensure_publication(source: connection, tenant: Tenant, tables: Sequence[Tabl
             hint="Check the database of the source, and the tables declared shared or skip.",
         )
     wanted = {table.qualified for table in tables}
-    published = _read_published(source, tenant.publication)
-    if published == (True, wanted):
-        return False
-    statements = [_CREATE] if published is None else [_SET_TABLES, _SET_OPTIONS]
+    has_options = _read_options(source, tenant)
+    published = [t.qualified for t in read_published(source, tenant) if not t.is_partition]
+    if has_options is None:
+        statements = [_CREATE]
+    else:
+        # Each only where needed: it gives all tables other entries.
+        statements = [_SET_TABLES] if set(published) != wanted else []
+        statements += [] if has_options else [_SET_OPTIONS]
     # A table that inherits from it is published for its own sake, or not at all.
     names = [sql.SQL("ONLY {}").format(sql.Identifier(*qualified)) for qualified in sorted(wanted)]
     with source.cursor() as cursor:
@@ -58,7 +97,7 @@ def ensure_publication(source: connection, tenant: Tenant, tables: Sequence[Tabl
                     options=sql.SQL(_OPTIONS),
                 )
             )
-    return True
+    return bool(statements)
 
 
 def check_published(source: connection, tenant: Tenant, tables: Sequence[Table]) -> None:
@@ -68,7 +107,7 @@ def check_published(source: connection, tenant: Tenant, tables: Sequence[Table])
     :param source: open transaction or autocommit; only read.
     :raises PermanentError: if one has.
     """
-    _, published = _read_published(source, tenant.publication) or (False, set())
+    published = {table.qualified for table in read_published(source, tenant)}
     missing = sorted(table.label for table in tables if table.qualified not in published)
     if missing:
         raise PermanentError(
@@ -76,6 +115,26 @@ def check_published(source: connection, tenant: Tenant, tables: Sequence[Table])
             detail=f"They came, or were dropped and made again: {', '.join(missing)}.",
             hint='Clear the task "preflight" and those after it.',
         )
+
+
+def read_published(source: connection, tenant: Tenant) -> list[PublishedTable]:
+    """
+    Return the tables that are published as a whole.
+
+    :param source: open transaction or autocommit; only read.
+    """
+    with source.cursor() as cursor:
+        cursor.execute(_PUBLISHED, (tenant.publication,))
+        return [PublishedTable(*row) for row in cursor]
+
+
+def read_entries(source: connection, tenant: Tenant) -> dict[tuple[str, str], str]:
+    """
+    Return the entry of each published table that is no partition, by schema and name.
+
+    :param source: open transaction or autocommit; only read.
+    """
+    return {t.qualified: t.entry for t in read_published(source, tenant) if not t.is_partition}
 
 
 def drop_publication(source: connection, tenant: Tenant) -> None:
@@ -90,16 +149,13 @@ def drop_publication(source: connection, tenant: Tenant) -> None:
         )
 
 
-def _read_published(source: connection, name: str) -> tuple[bool, set[tuple[str, str]]] | None:
-    """Return whether it has our options, and the tables; ``None`` without it."""
+def _read_options(source: connection, tenant: Tenant) -> bool | None:
+    """Return whether the publication has our options; ``None``: there is none."""
     with source.cursor() as cursor:
         cursor.execute(
             "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AND pubviaroot"
             " FROM pg_catalog.pg_publication WHERE pubname = %s",
-            (name,),
+            (tenant.publication,),
         )
         row = cursor.fetchone()
-        if row is None:
-            return None
-        cursor.execute(_PUBLISHED, (name,))
-        return row[0], {(schema, table) for schema, table in cursor.fetchall()}
+    return None if row is None else bool(row[0])

@@ -24,7 +24,7 @@ class TableState(NamedTuple):
     """
     Fingerprints of one table.
 
-    :ivar shape: its identity, its columns, its partitions.
+    :ivar shape: its identity, its columns, its partitions, and how it is published.
     :ivar files: where its rows are, and what old ones have in columns that came later. ``TRUNCATE``
         and what rewrites every row change it, also where the rows stay as they are, as by
         ``VACUUM FULL``.
@@ -39,7 +39,8 @@ class Changes:
     """
     What became of tables, as ``schema.table``.
 
-    :ivar reshaped: they came, went, or have other columns, types or partitions.
+    :ivar reshaped: they came, went, were published anew, or have other columns, types or
+        partitions.
     :ivar rewritten: the same, but for their files.
     """
 
@@ -54,7 +55,8 @@ def read_table_states(source: connection, tenant: Tenant) -> dict[str, TableStat
     :param source: open transaction or autocommit; only read. Of its snapshot.
     """
     schemas = list(read_schemas(source, None))
-    rows = read_rows(source, "table_states", {"schemas": schemas})
+    parameters = {"schemas": schemas, "publication": tenant.publication}
+    rows = read_rows(source, "table_states", parameters)
     return {
         TYPES if schema is None else f"{schema}.{name}": TableState(shape, files)
         for schema, name, shape, files in rows

@@ -3,7 +3,8 @@
 -- No stream tells all of it: a table that comes with its rows is not published yet; a column with a
 -- default, or ALTER ... USING, changes rows that nobody writes; a publication of a root tells neither
 -- that a partition comes or goes nor that one is truncated. Of the transaction's snapshot.
--- schemas: oids of the schemas to read.
+-- What is taken out of the publication and put back was not sent in between.
+-- schemas: oids of the schemas to read; publication: its name.
 WITH RECURSIVE tree (root, oid, attached) AS (
     SELECT c.oid, c.oid, ''
     FROM pg_catalog.pg_class AS c
@@ -39,17 +40,25 @@ columns (relation, shape, missing) AS (
         AND NOT c.relispartition
         AND a.attnum > 0 AND NOT a.attisdropped
     GROUP BY a.attrelid
+),
+published (relation, entry) AS (
+    SELECT r.prrelid, format('%%s %%s', r.oid, p.xmin)
+    FROM pg_catalog.pg_publication AS p
+    JOIN pg_catalog.pg_publication_rel AS r ON r.prpubid = p.oid
+    WHERE p.pubname = %(publication)s
 )
 SELECT
     n.nspname::text,
     c.relname::text,
-    pg_catalog.md5(format('%%s: %%s; %%s', c.oid, columns.shape, partitions.shape)),
+    pg_catalog.md5(
+        format('%%s: %%s; %%s; %%s', c.oid, columns.shape, partitions.shape, published.entry)),
     pg_catalog.md5(
         format('%%s: %%s', coalesce(partitions.files, c.relfilenode::text), columns.missing))
 FROM pg_catalog.pg_class AS c
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 LEFT JOIN columns ON columns.relation = c.oid
 LEFT JOIN partitions ON partitions.root = c.oid
+LEFT JOIN published ON published.relation = c.oid
 WHERE c.relkind IN ('r', 'p')
     AND c.relpersistence = 'p'
     AND NOT c.relispartition
