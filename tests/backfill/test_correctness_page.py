@@ -22,7 +22,12 @@ def test_the_page_tells_of_every_order_of_events_that_is_tested() -> None:
     page = PAGE.read_text("utf-8")
     orders = [
         name
-        for file in ("test_rounds_orders.py", "test_rounds_tables.py", "test_rounds_guards.py")
+        for file in (
+            "test_rounds_orders.py",
+            "test_rounds_tables.py",
+            "test_rounds_new_tables.py",
+            "test_rounds_guards.py",
+        )
         for name in re.findall(r"^def (test_\w+)", (HERE / file).read_text("utf-8"), re.MULTILINE)
         if not name.startswith("test_without_")
     ]

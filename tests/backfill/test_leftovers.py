@@ -13,12 +13,14 @@ from psycopg2.extensions import connection
 from round_stage import KillAfter, Rounds, fetch, in_process_that_is_killed, run
 from tenantferry.backfill.clearing import end_leftover_sessions, session_purpose
 from tenantferry.backfill.finished import BackfillResult
+from tenantferry.backfill.running import run_backfill
 from tenantferry.backfill.snapshot import drop_slot
 from tenantferry.connections import ConnectionParams, open_connection
 from tenantferry.control.chunks import read_chunks
 from tenantferry.control.streams import mark_copy_again, origin_name
-from tenantferry.errors import TransientError
+from tenantferry.errors import PermanentError, TransientError
 from tenantferry.fleet import Tenant
+from tenantferry.schema.catalog import read_tables
 from tenantferry.stream.netchange import BrokenStreamError
 
 CreatePair = Callable[[str, str, str], None]
@@ -200,8 +202,9 @@ def find_rows_missing(begun: Rounds) -> None:
     mark_copy_again(begun.target, begun.tenant.key, needed=True)
 
 
-def add_table(begun: Rounds) -> None:
-    begun.pair("later", "id bigint")
+def rename_table(begun: Rounds) -> None:
+    begun.write("ALTER TABLE items RENAME TO articles")
+    run(begun.target, "CREATE TABLE public.articles (LIKE public.items INCLUDING ALL)")
 
 
 def change_key(begun: Rounds) -> None:
@@ -234,7 +237,11 @@ def set_back_origin(begun: Rounds) -> None:
         pytest.param(remake_slot, "by somebody else", id="slot_made_again"),
         pytest.param(consume_slot, "by somebody else", id="slot_consumed"),
         pytest.param(find_rows_missing, "known to lack rows", id="copy_again"),
-        pytest.param(add_table, 'another key: "public.later"', id="table_added"),
+        pytest.param(
+            rename_table,
+            'were renamed, or have another key: "public.items"',
+            id="table_renamed",
+        ),
         pytest.param(change_key, 'another key: "public.items"', id="key_changed"),
         pytest.param(lose_origin, "positions disagree", id="origin_lost"),
         pytest.param(set_back_origin, "positions disagree", id="origin_behind"),
@@ -295,3 +302,20 @@ def test_run_backfill_asks_for_a_retry_when_the_slot_is_lost_between_two_rounds(
 
     assert begun.run_backfill(round_budget_seconds=600.0).rounds == 1
     begun.finish()
+
+
+def test_run_backfill_begins_nothing_where_nothing_is_published(rounds: Rounds) -> None:
+    rounds.pair("items", "id bigint")
+
+    with pytest.raises(PermanentError, match=r"no table .* is published") as refused:
+        run_backfill(
+            rounds.source_params,
+            rounds.target_params,
+            rounds.tenant,
+            read_tables(rounds.source, rounds.tenant),
+            catch_up=rounds.catch_up_to,
+            report=rounds.reports.append,
+        )
+
+    assert '"preflight"' in refused.value.hint
+    assert fetch(rounds.source, "SELECT slot_name FROM pg_replication_slots") == []

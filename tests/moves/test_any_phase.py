@@ -9,7 +9,7 @@ import pytest
 
 from move_stage import Stage, rows
 from tenantferry.control.phases import Phase
-from tenantferry.errors import CopyAgainError, PermanentError, TransientError
+from tenantferry.errors import PermanentError, TransientError
 from tenantferry.moves.backfill import backfill
 from tenantferry.moves.cutover import cutover
 from tenantferry.moves.lag import measure_lag
@@ -134,7 +134,7 @@ def test_a_mismatch_that_was_mended_by_hand_needs_no_new_backfill(stage: Stage) 
     assert len(rows(stage.source, slot)) == 1
 
 
-def test_a_table_made_after_the_backfill_is_copied_with_the_others(stage: Stage) -> None:
+def test_a_table_made_after_the_backfill_is_copied_beside_the_others(stage: Stage) -> None:
     rows(stage.source, "SET ROLE app_owner")
     rows(stage.source, "CREATE TABLE public.later (id int PRIMARY KEY)")
     rows(stage.source, "INSERT INTO public.later VALUES (1), (2)")
@@ -145,7 +145,7 @@ def test_a_table_made_after_the_backfill_is_copied_with_the_others(stage: Stage)
     prepare(stage.move)
     result = backfill(stage.move)
 
-    assert (result.tables, result.rows) == (3, 11)
+    assert (result.tables, result.rows, result.rounds) == (3, 11, 2)
     with stage.streaming():
         assert validate(stage.move).rows == 11
 
@@ -159,8 +159,10 @@ def test_a_table_that_was_prepared_but_not_copied_keeps_the_tenant_at_its_source
     rows(stage.source, "RESET ROLE")
     prepare(stage.move)
 
-    with pytest.raises(CopyAgainError, match="later"):
-        cutover(stage.move)
+    for step in (validate, cutover):
+        with pytest.raises(PermanentError, match=r"not copied yet\n.*later") as refused:
+            step(stage.move)
+        assert '"preflight"' in refused.value.hint
 
     assert stage.phase() == Phase.VALIDATED
 

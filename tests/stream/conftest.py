@@ -24,7 +24,7 @@ from tenantferry.errors import TransientError
 from tenantferry.fleet import Source, Tenant
 from tenantferry.lsn import parse_lsn
 from tenantferry.schema.catalog import read_tables
-from tenantferry.schema.publication import ensure_publication
+from tenantferry.schema.publication import ensure_publication, read_entries
 from tenantferry.stream.catching_up import catch_up
 from tenantferry.stream.handshake import wait_for_position
 from tenantferry.stream.marker import emit_marker
@@ -154,6 +154,15 @@ class Move:
             self.tenant.slot,
         )
         reset_stream(self.target, self.tenant.key, parse_lsn(lsn))
+        for (schema, name), entry in read_entries(self.source, self.tenant).items():
+            # A stream leaves out what is not copied.
+            execute(
+                self.target,
+                "INSERT INTO tenantferry.chunks (tenant, table_schema, table_name, chunk,"
+                " key_columns, estimated_rows, done_at, published_as)"
+                " VALUES (%s, %s, %s, 1, '{}', 0, now(), %s) ON CONFLICT DO NOTHING",
+                self.tenant.key, schema, name, entry,
+            )  # fmt: skip
 
     def stream(self, **options: Any) -> Streaming:
         """Return a run of the stream; enter it to start."""

@@ -75,12 +75,16 @@ class Stage:
             yield
 
     @contextmanager
-    def streaming_again(self) -> Iterator[None]:
-        """Host the stream beside the block; start it again when it ends, as Airflow does."""
+    def streaming_again(self, *cleared: type[Exception]) -> Iterator[None]:
+        """
+        Host the stream beside the block; start it again when it ends, as Airflow does.
+
+        :param cleared: errors after which on-call does it.
+        """
 
         def run(stop: threading.Event) -> None:
             while not stop.is_set():
-                with suppress(TransientError):
+                with suppress(TransientError, *cleared):
                     stream(self.move, stop=stop)
                 stop.wait(0.1)  # the retry's delay
 

@@ -16,6 +16,7 @@ from psycopg2 import sql
 from psycopg2.extensions import connection
 
 from tenantferry.backfill import rounds as engine
+from tenantferry.backfill.admitting import admit_tables
 from tenantferry.backfill.chunk import TEXT_SETTINGS, Chunk, chunk_predicate, to_chunk
 from tenantferry.backfill.copying import LOAD_SETTINGS, CopyJob
 from tenantferry.backfill.finished import BackfillResult
@@ -111,7 +112,8 @@ class Rounds:
 
     def catch_up_to(self, lsn: int) -> None:
         """Bring the copied chunks to a position."""
-        catch_up(self.source_params, self.target_params, self.tenant, self.tables(), lsn)
+        tables = read_tables(self.source, self.tenant)
+        catch_up(self.source_params, self.target_params, self.tenant, tables, lsn)
 
     def catch_up(self) -> None:
         """Bring the copied chunks to now."""
@@ -124,15 +126,18 @@ class Rounds:
         before_snapshot: Statements = _NOTHING,
         while_copying: Statements = _NOTHING,
         catch_up: Callable[[int], object] | None = None,
+        publish: bool = True,
     ) -> None:
         """
-        Copy one chunk more.
+        Copy one chunk more; plan tables that came.
 
         :param before_snapshot: statements after the catch-up without a snapshot, before that to it.
         :param while_copying: statements after the snapshot was taken, before a row is copied.
+        :param publish: tables that came; else only those stay published that were.
         """
         self._while_copying = while_copying
         waiting = list(before_snapshot)
+        tables = self.tables() if publish else read_tables(self.source, self.tenant)
 
         def catch_up_and_write(lsn: int) -> None:
             (catch_up or self.catch_up_to)(lsn)
@@ -143,7 +148,7 @@ class Rounds:
             self.source_params,
             self.target_params,
             self.tenant,
-            self.tables(),
+            tables,
             catch_up_and_write,
             lambda _: None,
             Pace(self.tenant.round_budget_seconds),
@@ -152,6 +157,8 @@ class Rounds:
             open_connection(self.target_params, purpose="round", settings=LOAD_SETTINGS)
         ) as target:
             is_first = not read_rounds(self.target, self.tenant.key)
+            if not is_first:
+                admit_tables(backfill, self.source, target)
             step = copy_first_round if is_first else copy_next_round
             step(backfill, self.source, target)
 
@@ -231,6 +238,12 @@ class Rounds:
                         assert ours == theirs, label
                     else:
                         assert ours == [], label
+                if table.name not in done:
+                    # It is not planned yet.
+                    query = sql.SQL("SELECT FROM {} WHERE tenant_id = {}").format(
+                        sql.Identifier(*table.qualified), sql.Literal(str(self.tenant.id))
+                    )
+                    assert fetch(target, query) == [], table.label
         self.compared += 1
 
     def _copy_and_compare(self, job: CopyJob, chunks: Sequence[Chunk], **options: Any) -> int:

@@ -66,8 +66,12 @@ class Chunk:
         return f"{self.schema}.{self.table}"
 
 
-def to_record(chunk: Chunk) -> ChunkRecord:
-    """Return what the control schema keeps of a chunk that is not copied."""
+def to_record(chunk: Chunk, *, published_as: str) -> ChunkRecord:
+    """
+    Return what the control schema keeps of a chunk that is not copied.
+
+    :param published_as: see `ChunkRecord`.
+    """
     return ChunkRecord(
         schema=chunk.schema,
         table=chunk.table,
@@ -76,6 +80,7 @@ def to_record(chunk: Chunk) -> ChunkRecord:
         lower=chunk.lower,
         upper=chunk.upper,
         estimated_rows=chunk.estimated_rows,
+        published_as=published_as,
     )
 
 

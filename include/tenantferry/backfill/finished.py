@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from psycopg2.extensions import connection
@@ -16,9 +16,11 @@ from tenantferry.control.chunks import (
     read_rounds,
 )
 from tenantferry.control.streams import StreamRecord, origin_name, read_stream
+from tenantferry.errors import PermanentError
 from tenantferry.fleet import Tenant
 from tenantferry.lsn import format_lsn, parse_lsn
 from tenantferry.schema.model import Table
+from tenantferry.schema.publication import read_entries, read_published
 
 # invalidation_reason came with PostgreSQL 17; a key that is not there reads as null.
 _SLOT_POSITION = """
@@ -61,7 +63,7 @@ def read_copied(target: connection, tenant: Tenant) -> BackfillResult | None:
     """
     rounds = read_rounds(target, tenant.key)
     chunks = read_chunks(target, tenant.key)
-    if not rounds or any(chunk.done_at is None for chunk in chunks):
+    if not rounds or not chunks or any(chunk.done_at is None for chunk in chunks):
         return None
     rows = sum(chunk.rows or 0 for chunk in chunks)
     ages = [_measure(copied, chunks) for copied in rounds]
@@ -91,6 +93,8 @@ def read_finished_backfill(
     """
     if find_obstacle(source, target, tenant, tables) is not None:
         return None
+    if find_new_tables(source, target, tenant, tables) or find_gone(target, tenant, tables):
+        return None
     return read_copied(target, tenant)
 
 
@@ -100,8 +104,8 @@ def find_obstacle(
     """
     Say why what is copied so far is of no use; ``None`` if it can be gone on from.
 
-    That needs a stream that nothing is missing in, chunks of exactly these tables, and a slot that
-    still sends all that the stream has not applied.
+    That needs a stream that nothing is missing in, copied chunks of tables that have the same names
+    and keys, and a slot that still sends all that the stream has not applied.
 
     :param tables: those of the move, as the source describes them now.
     :param source: open transaction or autocommit; only read.
@@ -116,20 +120,95 @@ def find_obstacle(
     if stream.went_back_to is not None:
         return "the source went back in time, and lacks what the target has"
     return (
-        _compare_tables(target, tenant, tables)
+        _compare_tables(source, target, tenant, tables)
         or _look_at_slot(source, tenant, stream)
         or _look_at_origin(target, tenant, stream)
     )
 
 
-def _compare_tables(target: connection, tenant: Tenant, tables: Sequence[Table]) -> str | None:
-    keys = {(c.schema, c.table): c.key_columns for c in read_chunks(target, tenant.key)}
-    wanted = {table.qualified: chunk_key(table) for table in tables}
-    if keys == wanted:
+def find_new_tables(
+    source: connection, target: connection, tenant: Tenant, tables: Sequence[Table]
+) -> list[Table]:
+    """
+    Return published tables that were not planned as such: they came later, were dropped and made
+    again under their name, were not published for a while, or got another key before anything of
+    them was copied.
+
+    One that is not published now is none of them: the stream would not be sent its changes.
+
+    :param tables: those of the move, as the source describes them now.
+    :param source: open transaction or autocommit; only read.
+    :param target: open transaction or autocommit; only read.
+    """
+    chunks = read_chunks(target, tenant.key)
+    planned = {(c.schema, c.table): (c.published_as, c.key_columns) for c in chunks}
+    copied = _copied_names(chunks)
+    entries = read_entries(source, tenant)
+    found = []
+    for table in tables:
+        entry, key = planned.get(table.qualified, ("", ()))
+        has_other_key = key != chunk_key(table) and table.qualified not in copied
+        if table.qualified in entries and (entries[table.qualified] != entry or has_other_key):
+            found.append(table)
+    return found
+
+
+def find_gone(target: connection, tenant: Tenant, tables: Sequence[Table]) -> set[tuple[str, str]]:
+    """
+    Return schema and name of planned tables that are none of the move any more.
+
+    :param tables: those of the move, as the source describes them now.
+    :param target: open transaction or autocommit; only read.
+    """
+    planned = {(chunk.schema, chunk.table) for chunk in read_chunks(target, tenant.key)}
+    return planned - {table.qualified for table in tables}
+
+
+def check_all_copied(
+    source: connection, target: connection, tenant: Tenant, tables: Sequence[Table]
+) -> None:
+    """
+    Check that each published table was copied since it is published.
+
+    :param tables: those of the move, as the source describes them now.
+    :param source: open transaction or autocommit; only read.
+    :param target: open transaction or autocommit; only read.
+    :raises PermanentError: if one was not.
+    """
+    if found := find_new_tables(source, target, tenant, tables):
+        raise PermanentError(
+            f'tables of tenant "{tenant.key}" are not copied yet',
+            detail="They came, were dropped and made again, or were not published for a while:"
+            f" {', '.join(table.label for table in found)}.",
+            hint='Clear the task "preflight" and those after it, which copies these tables only.',
+        )
+
+
+def _compare_tables(
+    source: connection, target: connection, tenant: Tenant, tables: Sequence[Table]
+) -> str | None:
+    chunks = read_chunks(target, tenant.key)
+    copied = _copied_names(chunks)
+    keys = {table.qualified: chunk_key(table) for table in tables}
+    new = {table.qualified for table in find_new_tables(source, target, tenant, tables)}
+    # Of one that is published by the same entry, the rows are those of another name now.
+    published = {table.entry for table in read_published(source, tenant)}
+    changed = {
+        name
+        for chunk in chunks
+        if (name := (chunk.schema, chunk.table)) in copied - new
+        and (
+            chunk.published_as in published if name not in keys else chunk.key_columns != keys[name]
+        )
+    }
+    if not changed:
         return None
-    changed = [name for name in keys.keys() | wanted.keys() if keys.get(name) != wanted.get(name)]
     names = ", ".join(f'"{schema}.{table}"' for schema, table in sorted(changed))
-    return f"tables came, went or have another key: {names}"
+    return f"tables were renamed, or have another key: {names}"
+
+
+def _copied_names(chunks: Iterable[ChunkRecord]) -> set[tuple[str, str]]:
+    return {(chunk.schema, chunk.table) for chunk in chunks if chunk.done_at is not None}
 
 
 def _look_at_slot(source: connection, tenant: Tenant, stream: StreamRecord) -> str | None:

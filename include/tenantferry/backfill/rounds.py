@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -41,11 +41,12 @@ from tenantferry.control.chunks import (
     store_chunks,
 )
 from tenantferry.control.streams import lock_stream, require_stream, reset_stream
-from tenantferry.errors import TransientError
+from tenantferry.errors import PermanentError, TransientError
 from tenantferry.failpoints import Point, reach
 from tenantferry.fleet import Tenant
 from tenantferry.lsn import format_lsn, parse_lsn
 from tenantferry.schema.model import Table
+from tenantferry.schema.publication import read_entries
 from tenantferry.throttle.throttle import UNTHROTTLED, Throttle
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,9 @@ class _Round:
 
 def copy_first_round(backfill: Backfill, source: connection, target: connection) -> None:
     """
-    Cut all tables into chunks and copy the first of them, under the durable slot's snapshot.
+    Cut published tables into chunks and copy the first of them, under the durable slot's snapshot.
+
+    A table that is not published is left to a later round: its changes are not sent.
 
     :param source: session in autocommit.
     :param target: session outside a transaction; commits.
@@ -104,6 +107,13 @@ def copy_first_round(backfill: Backfill, source: connection, target: connection)
     """
     tenant = backfill.tenant
     files = read_heap_files(source, backfill.tables)
+    # Before the snapshot: while an entry is the same, all changes are sent that it does not show.
+    entries = read_entries(source, tenant)
+    if not entries:
+        raise PermanentError(
+            f'no table of tenant "{tenant.key}" is published',
+            hint='Clear the task "preflight" and those after it.',
+        )
     with exported_snapshot(
         backfill.source,
         slot=tenant.slot,
@@ -112,9 +122,10 @@ def copy_first_round(backfill: Backfill, source: connection, target: connection)
         failover=True,
     ) as snapshot:
         begun = _begin(backfill, target, FIRST_ROUND, snapshot, files)
-        chunks = _plan(backfill, snapshot)
+        chunks = _plan(backfill, snapshot, entries)
+        records = [to_record(c, published_as=entries[c.schema, c.table]) for c in chunks]
         with target:
-            store_chunks(target, tenant.key, map(to_record, chunks))
+            store_chunks(target, tenant.key, records)
             assign_chunks(target, tenant.key, number=FIRST_ROUND)
             # The copied rows need no origin: changes of this tenant travel back only from the
             # cutover on, and a slot for that begins there.
@@ -277,7 +288,9 @@ def _finish(backfill: Backfill, target: connection, begun: _Round) -> None:
     )
 
 
-def _plan(backfill: Backfill, snapshot: Snapshot) -> list[Chunk]:
+def _plan(
+    backfill: Backfill, snapshot: Snapshot, published: Collection[tuple[str, str]]
+) -> list[Chunk]:
     tenant = backfill.tenant
     with closing(
         open_connection(backfill.source, purpose=session_purpose(tenant), settings=TEXT_SETTINGS)
@@ -286,6 +299,7 @@ def _plan(backfill: Backfill, snapshot: Snapshot) -> list[Chunk]:
         chunks = [
             chunk
             for table in backfill.tables
+            if table.qualified in published
             for chunk in plan_chunks(source, table, chunk_rows=tenant.chunk_rows)
         ]
     logger.info(

@@ -11,6 +11,7 @@ import psycopg2
 from psycopg2 import errors, sql
 from psycopg2.extensions import connection
 
+from tenantferry.backfill.admitting import admit_tables
 from tenantferry.backfill.clearing import (
     delete_rows,
     end_leftover_sessions,
@@ -54,7 +55,8 @@ def run_backfill(
     Copy the tenant's rows, unless that is done and the slot holds all that came after.
 
     Commits as it goes. An attempt that died is gone on from with the next round; it is started over
-    only where what it has copied is of no use any more, and the log says why.
+    only where what it has copied is of no use any more, and the log says why. Tables that were
+    published since the others were copied are copied in a further round.
 
     :param tables: the largest first.
     :param catch_up: apply what was committed before an LSN to the copied chunks, so that P is
@@ -99,7 +101,8 @@ def _run(backfill: Backfill) -> BackfillResult:
     if finished is None:
         raise TransientError(
             f'backfill of tenant "{tenant.key}" ended, but its slot or its chunks are gone',
-            detail="Another process started over, or the slot was invalidated meanwhile.",
+            detail="Another process started over, a table came, or the slot was invalidated"
+            " meanwhile.",
             hint="Check max_slot_wal_keep_size and idle_replication_slot_timeout of the source.",
         )
     return finished
@@ -143,6 +146,8 @@ def _copy_rounds(backfill: Backfill, source: connection, target: connection) -> 
         logger.info("backfill starts from nothing tenant=%s reason=%s", tenant.key, obstacle)
         _clear(backfill, source, target)
         copy_first_round(backfill, source, target)
+    else:
+        admit_tables(backfill, source, target)
     while _is_pending(target, tenant):
         with target:
             close_dead_rounds(target, tenant.key)

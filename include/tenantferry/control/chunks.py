@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -57,6 +57,8 @@ class ChunkRecord:
     :ivar round: the round that copies it, or has copied it; ``None`` between two rounds.
     :ivar rows: copied rows; ``None`` until it is done.
     :ivar bytes: of the COPY data.
+    :ivar published_as: of its table, see `tenantferry.schema.publication.PublishedTable.entry`;
+        empty where it was cut before that was recorded: it counts for nothing.
     """
 
     schema: str
@@ -66,6 +68,7 @@ class ChunkRecord:
     lower: tuple[str, ...] | None
     upper: tuple[str, ...] | None
     estimated_rows: int
+    published_as: str
     round: int | None = None
     rows: int | None = None
     bytes: int | None = None
@@ -131,7 +134,7 @@ def store_chunks(target: connection, tenant: str, chunks: Iterable[ChunkRecord])
         execute_values(
             cursor,
             "INSERT INTO tenantferry.chunks (tenant, table_schema, table_name, chunk,"
-            " key_columns, lower, upper, estimated_rows, round) VALUES %s",
+            " key_columns, lower, upper, estimated_rows, round, published_as) VALUES %s",
             (
                 (
                     tenant,
@@ -143,11 +146,12 @@ def store_chunks(target: connection, tenant: str, chunks: Iterable[ChunkRecord])
                     None if chunk.upper is None else list(chunk.upper),
                     chunk.estimated_rows,
                     chunk.round,
+                    chunk.published_as,
                 )
                 for chunk in chunks
             ),
             # An empty array has no type of its own.
-            template="(%s, %s, %s, %s, %s::text[], %s::text[], %s::text[], %s, %s)",
+            template="(%s, %s, %s, %s, %s::text[], %s::text[], %s::text[], %s, %s, %s)",
         )
 
 
@@ -156,7 +160,7 @@ def read_chunks(target: connection, tenant: str) -> list[ChunkRecord]:
     with target.cursor() as cursor:
         cursor.execute(
             "SELECT table_schema, table_name, chunk, key_columns, lower, upper, estimated_rows,"
-            " round, rows, bytes, done_at FROM tenantferry.chunks WHERE tenant = %s"
+            " published_as, round, rows, bytes, done_at FROM tenantferry.chunks WHERE tenant = %s"
             " ORDER BY table_schema, table_name, chunk",
             (tenant,),
         )
@@ -265,6 +269,45 @@ def mark_chunk_done(
         is_ours = bool(cursor.rowcount == 1)
         sign_writer(cursor, tenant)
     return is_ours
+
+
+def forget_tables(target: connection, tenant: str, names: Iterable[tuple[str, str]]) -> None:
+    """
+    Delete the chunks of some tables, so that no earlier attempt can finish one of them.
+
+    Waits for a chunk that is being committed right now.
+
+    :param target: open transaction; the caller commits **before** it deletes rows.
+    :param names: schema and name of each.
+    """
+    with target.cursor() as cursor:
+        for schema, name in names:
+            cursor.execute(
+                "DELETE FROM tenantferry.chunks"
+                " WHERE tenant = %s AND table_schema = %s AND table_name = %s",
+                (tenant, schema, name),
+            )
+
+
+def record_published(
+    target: connection, tenant: str, entries: Mapping[tuple[str, str], str]
+) -> None:
+    """
+    Record that tables are published anew, and that the next stream begins after that, and where
+    both sides are equal.
+
+    :param target: open transaction; the caller commits.
+    :param entries: by schema and name, see `ChunkRecord`.
+    """
+    with target.cursor() as cursor:
+        execute_values(
+            cursor,
+            "UPDATE tenantferry.chunks AS chunk SET published_as = entry.published_as"
+            " FROM (VALUES %s) AS entry (tenant, table_schema, table_name, published_as)"
+            " WHERE (chunk.tenant, chunk.table_schema, chunk.table_name)"
+            " = (entry.tenant, entry.table_schema, entry.table_name)",
+            [(tenant, schema, name, entry) for (schema, name), entry in entries.items()],
+        )
 
 
 def forget_chunks(target: connection, tenant: str) -> None:

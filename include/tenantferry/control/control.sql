@@ -54,8 +54,10 @@ CREATE TABLE IF NOT EXISTS tenantferry.chunks (
     rows            bigint,
     bytes           bigint,
     done_at         timestamptz,    -- set in the transaction that writes the rows
+    published_as    text NOT NULL DEFAULT '',   -- its table's entry in the source's publication
     PRIMARY KEY (tenant, table_schema, table_name, chunk)
 );
+ALTER TABLE tenantferry.chunks ADD COLUMN IF NOT EXISTS published_as text NOT NULL DEFAULT '';
 
 -- A stream of a tenant: its position P, what it was told, what it answers. The forward one applies
 -- the source's changes to the target, and P is the truth. The reverse one applies the target's

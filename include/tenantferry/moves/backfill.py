@@ -8,7 +8,12 @@ from functools import partial
 
 from psycopg2.extensions import connection
 
-from tenantferry.backfill.finished import BackfillResult, find_obstacle, read_copied
+from tenantferry.backfill.finished import (
+    BackfillResult,
+    find_obstacle,
+    read_copied,
+    read_finished_backfill,
+)
 from tenantferry.backfill.progress import BackfillProgress
 from tenantferry.backfill.running import run_backfill
 from tenantferry.control.phases import AT_TARGET, Phase, check_not_aborting
@@ -38,6 +43,7 @@ def backfill(
 
     A try that died is gone on from: what it has copied stays. Only where that is of no use any
     more, e.g. because the slot is lost, the tenant's rows and its slot go and all begins anew.
+    Where tables were published since, only these are copied.
     A tenant that was handed over is left alone. One that was rolled back is copied already.
 
     :param repair: leave rows that a validation found to differ to the next one, which copies their
@@ -61,7 +67,7 @@ def backfill(
         if repair:
             _trust_what_can_be_repaired(target, tenant.key)
         obstacle = find_obstacle(source, target, tenant, tables)
-        finished = None if obstacle else read_copied(target, tenant)
+        finished = read_finished_backfill(source, target, tenant, tables)
         if finished is not None and phase is not Phase.BACKFILLING:
             target.rollback()
             return finished
@@ -71,7 +77,7 @@ def backfill(
                 tenant.key,
                 Phase.BACKFILLING,
                 run_id=move.run_id,
-                reason=obstacle or "some chunks are not copied",
+                reason=obstacle or "some tables or chunks are not copied, or tables went",
             )
         return copy_in_step(target, move, tables, report=report)
 

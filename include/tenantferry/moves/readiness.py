@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from psycopg2.extensions import connection
 
 from tenantferry.backfill.chunk import Chunk
+from tenantferry.backfill.finished import check_all_copied
 from tenantferry.connections import ConnectionParams
 from tenantferry.control.pauses import read_stored_fence
 from tenantferry.control.phases import IllegalPhaseError, Phase
@@ -93,6 +94,7 @@ def get_ready(move: Move, source: connection, target: connection) -> Readiness:
         tables = read_tables(source, tenant)
         check_published(source, tenant, tables)
         check_nothing_left_behind(target, tenant, tables)
+        check_all_copied(source, target, tenant, tables)
         chunks = tuple(load_chunks(source, target, tenant, tables))
         ensure_tenant_sequences(source, target, tenant)
     if not _is_validated(move, target):

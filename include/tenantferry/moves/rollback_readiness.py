@@ -14,6 +14,7 @@ from psycopg2.extensions import connection
 
 from tenantferry.backfill.snapshot import drop_slot, exported_snapshot
 from tenantferry.connections import ConnectionParams, open_client_connection
+from tenantferry.control.chunks import record_published
 from tenantferry.control.direction import Direction
 from tenantferry.control.graces import REVERSE_SLOT, Grace, require_way_back
 from tenantferry.control.pauses import read_flipped_pause
@@ -25,7 +26,7 @@ from tenantferry.reverse.positions import reopen_position
 from tenantferry.reverse.slot import ensure_reverse
 from tenantferry.schema.catalog import read_tables
 from tenantferry.schema.isolation import ensure_isolation
-from tenantferry.schema.publication import ensure_publication
+from tenantferry.schema.publication import ensure_publication, read_entries
 from tenantferry.schema.reverse_publication import has_unpublished_tables
 from tenantferry.schema.sequences import check_sequences_can_go_back
 from tenantferry.stream.handshake import advance, release
@@ -108,6 +109,9 @@ def get_ready_to_go_back(move: Move, source: connection, target: connection) -> 
         # What may be left of the forward stream: its end is not waited for in the pause.
         lock_stream(cursor, tenant.key, for_session=False)
     ensure_publication(source, tenant, read_tables(source, tenant))
+    with target:
+        # No stream looks at it while the tenant is live.
+        record_published(target, tenant.key, read_entries(source, tenant))
     return way
 
 

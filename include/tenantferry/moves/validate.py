@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from psycopg2.extensions import connection
 
 from tenantferry.backfill.chunk import Chunk
+from tenantferry.backfill.finished import check_all_copied
 from tenantferry.control.phases import AT_TARGET, IllegalPhaseError, Phase
 from tenantferry.control.registry import change_phase, check_owner, require_registration
 from tenantferry.control.streams import mark_copy_again
@@ -98,8 +99,9 @@ def validate_in_step(target: connection, move: Move, *, repair: bool = False) ->
         states = read_table_states(source, tenant)
         tables = read_tables(source, tenant)
         check_published(source, tenant, tables)
-    with target:
-        check_nothing_left_behind(target, tenant, tables)
+        with target:
+            check_nothing_left_behind(target, tenant, tables)
+            check_all_copied(source, target, tenant, tables)
     found = _compare(target, move, tables)
     if repair and found.differing:
         with target:

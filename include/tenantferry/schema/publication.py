@@ -26,6 +26,12 @@ WHERE publication.pubname = %s
   AND pg_catalog.to_jsonb(published) ->> 'prattrs' IS NULL
 """
 
+# Also what is published by its schema, or in part.
+_VISIBLE = """
+SELECT visible.schemaname::text, visible.tablename::text
+FROM pg_catalog.pg_publication_tables AS visible WHERE visible.pubname = %s
+"""
+
 # Truncate too: the stream turns it into a delete of this tenant's rows.
 # A partitioned table is published as such: its changes come under its own name and columns,
 # whichever partitions there are.
@@ -70,7 +76,7 @@ def ensure_publication(source: connection, tenant: Tenant, tables: Sequence[Tabl
 
     :param source: open transaction or autocommit; the caller commits.
     :return: whether anything had to change.
-    :raises PermanentError: if no table moves with the tenant.
+    :raises PermanentError: if no table moves with the tenant, or a person has published all.
     """
     if not tables:
         raise PermanentError(
@@ -79,13 +85,13 @@ def ensure_publication(source: connection, tenant: Tenant, tables: Sequence[Tabl
         )
     wanted = {table.qualified for table in tables}
     has_options = _read_options(source, tenant)
-    published = [t.qualified for t in read_published(source, tenant) if not t.is_partition]
     if has_options is None:
         statements = [_CREATE]
     else:
-        # Each only where needed: it gives all tables other entries.
-        statements = [_SET_TABLES] if set(published) != wanted else []
-        statements += [] if has_options else [_SET_OPTIONS]
+        is_exact = wanted == read_entries(source, tenant).keys() == _read_visible(source, tenant)
+        # Each only where it is needed: options give all tables other entries.
+        needed = {_SET_TABLES: not is_exact, _SET_OPTIONS: not has_options}
+        statements = [statement for statement, is_needed in needed.items() if is_needed]
     # A table that inherits from it is published for its own sake, or not at all.
     names = [sql.SQL("ONLY {}").format(sql.Identifier(*qualified)) for qualified in sorted(wanted)]
     with source.cursor() as cursor:
@@ -150,12 +156,30 @@ def drop_publication(source: connection, tenant: Tenant) -> None:
 
 
 def _read_options(source: connection, tenant: Tenant) -> bool | None:
-    """Return whether the publication has our options; ``None``: there is none."""
+    """
+    Return whether the publication has our options; ``None``: there is none.
+
+    :raises PermanentError: if it is one of all tables, which cannot be changed.
+    """
     with source.cursor() as cursor:
         cursor.execute(
-            "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AND pubviaroot"
-            " FROM pg_catalog.pg_publication WHERE pubname = %s",
+            "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AND pubviaroot,"
+            " puballtables FROM pg_catalog.pg_publication WHERE pubname = %s",
             (tenant.publication,),
         )
         row = cursor.fetchone()
-    return None if row is None else bool(row[0])
+    if row is None:
+        return None
+    has_options, is_of_all = row
+    if is_of_all:
+        raise PermanentError(
+            f'publication "{tenant.publication}" of the source is one of all tables',
+            hint="Drop it, and clear this task.",
+        )
+    return bool(has_options)
+
+
+def _read_visible(source: connection, tenant: Tenant) -> set[tuple[str, str]]:
+    with source.cursor() as cursor:
+        cursor.execute(_VISIBLE, (tenant.publication,))
+        return {(schema, name) for schema, name in cursor}

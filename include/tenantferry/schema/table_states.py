@@ -27,7 +27,7 @@ class TableState(NamedTuple):
     :ivar shape: its identity, its columns, its partitions, and how it is published.
     :ivar files: where its rows are, and what old ones have in columns that came later. ``TRUNCATE``
         and what rewrites every row change it, also where the rows stay as they are, as by
-        ``VACUUM FULL``.
+        ``VACUUM FULL``; so does ``ATTACH PARTITION``, after which its changes are another table's.
     """
 
     shape: str

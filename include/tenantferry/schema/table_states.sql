@@ -53,7 +53,9 @@ SELECT
     pg_catalog.md5(
         format('%%s: %%s; %%s; %%s', c.oid, columns.shape, partitions.shape, published.entry)),
     pg_catalog.md5(
-        format('%%s: %%s', coalesce(partitions.files, c.relfilenode::text), columns.missing))
+        -- xmin: whether it was a partition of another table for a while.
+        format('%%s %%s: %%s',
+            coalesce(partitions.files, c.relfilenode::text), c.xmin, columns.missing))
 FROM pg_catalog.pg_class AS c
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 LEFT JOIN columns ON columns.relation = c.oid

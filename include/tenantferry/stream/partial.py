@@ -33,9 +33,8 @@ from tenantferry.control.chunks import (
     ChunkRecord,
     has_pending_chunks,
     read_chunks,
-    take_back_chunks,
 )
-from tenantferry.errors import CopyAgainError, TransientError
+from tenantferry.errors import TransientError
 from tenantferry.fleet.declaration import Tenant
 from tenantferry.schema.model import Table
 from tenantferry.stream.relations import StreamedTable
@@ -77,8 +76,6 @@ def settle_part(
     """
     Find out which part of a tenant a stream may write to.
 
-    Takes the pending chunks away from every round, for P is about to move.
-
     :param source: in autocommit; only read.
     :param target: the session that applies, in autocommit, with the stream's lock.
     :param while_copying: catch up with the rows copied so far, for a backfill that goes on.
@@ -92,7 +89,6 @@ def settle_part(
                 hint="The stream begins when its backfill is done.",
             )
         return None
-    take_back_chunks(target, tenant.key)
     with target.cursor() as cursor:
         # A key that orders chunks as text is spelled as it was when they were cut.
         for name, value in TEXT_SETTINGS.items():
@@ -101,14 +97,11 @@ def settle_part(
         name: list(chunks)
         for name, chunks in groupby(read_chunks(target, tenant.key), lambda c: (c.schema, c.table))
     }
-    parts = {}
-    for table in tables:
-        if table.qualified not in by_table:
-            raise CopyAgainError(
-                f'table "{table.label}" is not part of the backfill',
-                hint='Clear the task "backfill" and those after it.',
-            )
-        parts[table.qualified] = _Part(read_key_columns(source, table), by_table[table.qualified])
+    parts = {
+        table.qualified: _Part(read_key_columns(source, table), by_table[table.qualified])
+        for table in tables
+        if table.qualified in by_table
+    }
     return CopiedPart(tenant, parts)
 
 

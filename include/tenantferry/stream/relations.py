@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
@@ -24,6 +24,11 @@ _ROOT = (
     "SELECT schemas.nspname, classes.relname FROM pg_catalog.pg_class AS classes"
     " JOIN pg_catalog.pg_namespace AS schemas ON schemas.oid = classes.relnamespace"
     " WHERE classes.oid = pg_partition_root(%s)"
+)
+_NAME = (
+    "SELECT schemas.nspname, classes.relname FROM pg_catalog.pg_class AS classes"
+    " JOIN pg_catalog.pg_namespace AS schemas ON schemas.oid = classes.relnamespace"
+    " WHERE classes.oid = %s"
 )
 _OIDS = (
     "SELECT to_regclass(format('%%I.%%I', tables.schema, tables.name))::oid"
@@ -99,25 +104,52 @@ class StreamedTable:
         return KeyedChanges(self.key) if self.key else KeylessChanges()
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedTables:
+    """
+    The tables that a backfill has cut into chunks, by schema and name.
+
+    :ivar oids: of the table of the source that each is; ``None``: it went.
+    :ivar copied: those of which something is copied.
+    """
+
+    oids: Mapping[tuple[str, str], int | None]
+    copied: Collection[tuple[str, str]]
+
+
 class Relations:
     """
     The tables of the move by the oid under which the source speaks of them.
+
+    Changes of a table that is not planned to be copied are left out: once it is, a later snapshot
+    shows them.
 
     :param source: in autocommit; asked for the names of types.
     :param target: in autocommit; asked for its columns.
     """
 
-    def __init__(self, source: connection, target: connection, tables: Iterable[Table]) -> None:
+    def __init__(
+        self,
+        source: connection,
+        target: connection,
+        tables: Iterable[Table],
+        planned: PlannedTables,
+    ) -> None:
         self._source = source
         self._target = target
+        self._planned = planned
         self._tables: Mapping[tuple[str, str], Table] = {t.qualified: t for t in tables}
         # Of these the source says that it sends whole old rows, whatever a partition keeps of them.
         self._whole_roots = {
             t.qualified
             for t in self._tables.values()
-            if t.is_partitioned and t.replica_identity == "f"
+            if t.is_partitioned and t.replica_identity == "f" and t.qualified in planned.copied
         }
-        self._oids = _read_oids(source, list(self._tables))
+        self._names = _read_names(source, list(self._tables))
+        # Copied rows are known by the name that their table had then.
+        self._names |= {
+            oid: name for name, oid in planned.oids.items() if oid and name in planned.copied
+        }
         self._known: dict[int, tuple[Relation, StreamedTable | None]] = {}
 
     def __getitem__(self, oid: int) -> StreamedTable | None:
@@ -128,33 +160,43 @@ class Relations:
         """
         Check a table that the source is about to send changes of.
 
-        A table outside the move, or a partition of one inside, is remembered as such and otherwise
-        ignored.
+        One that is not copied, or a partition of one inside the move, is remembered as such and
+        otherwise ignored.
 
-        :raises DriftError: if source and target do not agree about its columns.
+        :raises DriftError: if source and target do not agree about its columns, or if it is not
+            the table any more that was copied under its name.
         """
         known = self._known.get(relation.oid)
-        if known is not None and known[0] == relation:
-            return
-        table = self._tables.get((relation.schema, relation.name))
-        self._check_name(relation)
-        if table is None and relation.identity != "f":
-            self._check_partition(relation)
-        streamed = None if table is None else self._check(relation, table)
-        self._known[relation.oid] = relation, streamed
+        if known is None or known[0] != relation:
+            self._known[relation.oid] = relation, self._find(relation)
 
-    def _check_name(self, relation: Relation) -> None:
-        """Check that a table of the move still has its name, and is not taken for another one."""
-        name = f"{relation.schema}.{relation.name}"
-        at_start = self._oids.get(relation.oid)
-        if at_start is None or at_start == (relation.schema, relation.name):
-            return
-        raise DriftError(
-            f'table "{".".join(at_start)}" of the source was renamed',
-            detail=f'Its changes come as those of "{name}". None of these was applied.',
-            hint='Clear the task "preflight" and those after it: the tenant is copied again, under'
-            " the names that the source has then.",
-        )
+    def _find(self, relation: Relation) -> StreamedTable | None:
+        planned, sent_as = self._planned, (relation.schema, relation.name)
+        name = self._names.get(relation.oid, sent_as)
+        if name in planned.copied and name != sent_as and self._read_name(relation.oid) != name:
+            raise _renamed(
+                name, "was renamed", f'Its changes come as those of "{".".join(sent_as)}". '
+            )
+        table = self._tables.get(name)
+        if table is None and name in planned.copied and self._read_name(relation.oid):
+            raise _renamed(name, "was renamed, or does not move any more")
+        if name not in planned.oids and table is None and relation.identity != "f":
+            self._check_partition(relation)
+        if table is None or name not in planned.copied:
+            return None  # a later snapshot shows its rows, if it is copied at all
+        if planned.oids[name] != relation.oid:
+            raise DriftError(
+                f'table "{table.label}" of the source was dropped and made again',
+                detail="The target has rows of the dropped one. None of the new one was applied.",
+                hint='Clear the task "preflight" and those after it, which copies this table only.',
+            )
+        return self._check(relation, table)
+
+    def _read_name(self, oid: int) -> tuple[str, str] | None:
+        """Return the name that a table has now, if it is there."""
+        with self._source.cursor() as cursor:
+            cursor.execute(_NAME, (oid,))
+            return cursor.fetchone()
 
     def _check_partition(self, relation: Relation) -> None:
         """Check that the old rows of a partition may pass for those of its root."""
@@ -204,7 +246,16 @@ class Relations:
         )
 
 
-def _read_oids(source: connection, names: Sequence[tuple[str, str]]) -> dict[int, tuple[str, str]]:
+def _renamed(name: tuple[str, str], what: str, detail: str = "") -> DriftError:
+    return DriftError(
+        f'table "{".".join(name)}" of the source {what}',
+        detail=f"{detail}None of its changes was applied.",
+        hint='Clear the task "preflight" and those after it: the tenant is copied again, under the'
+        " names that the source has then.",
+    )
+
+
+def _read_names(source: connection, names: Sequence[tuple[str, str]]) -> dict[int, tuple[str, str]]:
     """Return the tables by their oid; without those that are gone."""
     with source.cursor() as cursor:
         cursor.execute(_OIDS, ([schema for schema, _ in names], [name for _, name in names]))

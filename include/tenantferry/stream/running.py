@@ -13,6 +13,7 @@ from psycopg2.extensions import connection
 
 from tenantferry.backfill.chunk import TEXT_SETTINGS
 from tenantferry.connections import ConnectionParams, open_connection
+from tenantferry.control.chunks import take_back_chunks
 from tenantferry.control.streams import (
     StreamCommand,
     StreamRecord,
@@ -21,7 +22,7 @@ from tenantferry.control.streams import (
     record_timeline,
     require_stream,
 )
-from tenantferry.errors import TenantferryError
+from tenantferry.errors import CopyAgainError, TenantferryError
 from tenantferry.fleet.declaration import Tenant
 from tenantferry.lsn import format_lsn
 from tenantferry.schema.model import Table
@@ -33,6 +34,7 @@ from tenantferry.stream.heartbeat import Heartbeat
 from tenantferry.stream.labels import check_labels
 from tenantferry.stream.loop import Loop
 from tenantferry.stream.partial import CopiedPart, settle_part
+from tenantferry.stream.planned import read_planned_tables
 from tenantferry.stream.progress import TargetProgress
 from tenantferry.stream.reading import Reader
 from tenantferry.stream.relations import DriftError, Relations, can_send_binary
@@ -165,6 +167,11 @@ def _stream(
     standing = find_standing(source_params, control, record)
     take_slot(source, tenant, standing)
     record_timeline(control, tenant.key, timeline=standing.timeline, confirmed=standing.confirmed)
+    if while_copying:
+        # P is about to move. From here on nobody copies a chunk.
+        take_back_chunks(applying, tenant.key)
+    # Before it looks for pending chunks: a table that is planned in between is left out.
+    planned = read_planned_tables(source, applying, tenant, tables)
     copied = settle_part(source, applying, tenant, tables, while_copying=while_copying)
     answers.end(StreamState.STARTING, None)
     walsender = stack.enter_context(
@@ -180,7 +187,8 @@ def _stream(
     logger.info("stream starts tenant=%s position=%s", tenant.key, format_lsn(record.position))
     applying.autocommit = False
     applier = _make_applier(applying, tenant, record, copied)
-    reader = Reader(walsender, Relations(source, control, tables), position=record.position)
+    relations = Relations(source, control, tables, planned)
+    reader = Reader(walsender, relations, position=record.position)
     if before is not None:
         apply_before(before, walsender, reader, applier, batch_bytes=batch_bytes, stop=stop)
         return _result(require_stream(control, tenant.key), StreamState.INTERRUPTED)
@@ -199,6 +207,10 @@ def _stream(
         state = loop.run(stop)
     except RefusedValueError:
         check_labels(source, control)
+        raise
+    except CopyAgainError:
+        # Rows that were not sent are missing of these tables only.
+        read_planned_tables(source, control, tenant, tables)
         raise
     answers.end(state, None)
     result = _result(require_stream(control, tenant.key), state)

@@ -24,7 +24,7 @@ from tenantferry.control.validations import (
     ValidationResult,
     record_validation,
 )
-from tenantferry.errors import CopyAgainError
+from tenantferry.errors import CopyAgainError, PermanentError
 from tenantferry.fleet import Tenant
 from tenantferry.schema.model import Table
 from tenantferry.validation.alignment import View, aligned_view
@@ -269,6 +269,7 @@ def load_chunks(
 
     :param source: open transaction or autocommit; only read.
     :param target: open transaction or autocommit; only read.
+    :raises PermanentError: if a table has none.
     :raises CopyAgainError: if they do not hold every row that the tables can have.
     """
     records = read_chunks(target, tenant.key)
@@ -332,17 +333,21 @@ def _count_rows(tables: Iterable[Table], compared: Iterable[ChunkComparison]) ->
 
 def _check_complete(table: Table, chunks: Sequence[ChunkRecord], key: tuple[str, ...]) -> None:
     """A row outside every chunk would never be compared."""
+    if not chunks:
+        raise PermanentError(
+            f'table "{table.label}" is not copied yet',
+            hint='Clear the task "preflight" and those after it, which copies this table only.',
+        )
     complete = (
-        bool(chunks)
-        and chunks[0].lower is None
+        chunks[0].lower is None
         and chunks[-1].upper is None
         and all(left.upper == right.lower for left, right in pairwise(chunks))
         and all(chunk.lower is not None for chunk in chunks[1:])
     )
     if not complete:
         raise CopyAgainError(
-            f'table "{table.label}" was not copied with the others',
-            detail="The chunks of the backfill do not hold it.",
+            f'table "{table.label}" was not copied as a whole',
+            detail="The chunks of the backfill do not hold all rows that it may have.",
             hint='Clear the task "prepare" and those after it: the tenant is copied again.',
         )
     if any(chunk.key_columns != key for chunk in chunks):
