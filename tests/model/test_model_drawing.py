@@ -128,6 +128,16 @@ def test_every_step_goes_on_after_a_death(drawn: list[Script]) -> None:
     assert gone_on == set(Verb)
 
 
+def test_tables_come_and_are_away_for_a_while(drawn: list[Script]) -> None:
+    of_a_case = [[s.tables for s in case.steps if s.verb is Verb.PUBLISH] for case in drawn]
+    begun = [case.steps[0].verb for case in drawn]
+
+    assert {Verb.PUBLISH, Verb.ROUND} <= set(begun)
+    # One is left out, is there again, and is left out once more.
+    assert any(len({*one, *three}) < len(two) for found in of_a_case
+               for one, two, three in zip(found, found[1:], found[2:], strict=False))  # fmt: skip
+
+
 def test_something_is_written_at_every_place(drawn: list[Script]) -> None:
     places = {(step.verb, place) for step in steps_of(drawn) for place in step.writes}
 

@@ -13,13 +13,19 @@ from typing import Any
 
 import pytest
 from psycopg2 import sql
+from psycopg2.extensions import connection
 
+import model_stage
 from model_client import execute
 from model_playing import Budget, play
 from model_script import Script, parse_script
 from model_stage import Stage
+from tenantferry.control.chunks import record_published
 from tenantferry.errors import TransientError
+from tenantferry.fleet import Tenant
 from tenantferry.lsn import format_lsn
+from tenantferry.schema.model import Table
+from tenantferry.schema.publication import ensure_publication, read_entries
 from tenantferry.stream import merging, running
 from tenantferry.stream.applier import Applier
 from tenantferry.stream.loop import Loop
@@ -74,6 +80,20 @@ TRUNCATED = f"{_COPIED}--> write\nTRUNCATE events;\n--> stream\n"
 LARGE_VALUE_IS_NOT_SENT = (
     f"{_COPIED}--> write\nUPDATE accounts SET name = 'new' WHERE id = 2;\n--> stream\n"
 )
+COMES_WHILE_OTHERS_ARE_COPIED = f"""\
+--> publish tables=accounts
+--> round chunks=1 rounds=1
+{_WRITTEN}--> publish tables=accounts,events
+--> write
+INSERT INTO events VALUES (3);
+--> stream
+--> round chunks=1 rounds=1
+"""
+AWAY_FOR_A_WHILE = f"""\
+{_COPIED}--> publish tables=accounts
+{_WRITTEN}--> publish tables=accounts,events
+--> stream
+"""
 COMMITTED_AT_THE_FIRST_SNAPSHOT = """\
 --> round chunks=1 rounds=1
 --> across_first
@@ -97,8 +117,10 @@ def test_with_every_guard_all_cases_are_exact(stage: Stage) -> None:
             + KILLED_BEHIND_THE_POSITION
             + TRUNCATED
             + LARGE_VALUE_IS_NOT_SENT
+            + AWAY_FOR_A_WHILE
         )
     )
+    stage.play(case(COMES_WHILE_OTHERS_ARE_COPIED))
 
     assert stage.deaths == 2
 
@@ -199,6 +221,21 @@ def test_a_null_for_a_value_that_was_not_sent_is_found(
 
     with pytest.raises(AssertionError, match=r"chunk 1 of public\.accounts"):
         stage.play(case(LARGE_VALUE_IS_NOT_SENT))
+
+
+def test_a_table_that_was_away_for_a_while_is_found(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ensure_and_forget(source: connection, tenant: Tenant, tables: list[Table]) -> bool:
+        changed = ensure_publication(source, tenant, tables)
+        with stage.sessions() as (_, target):
+            record_published(target, tenant.key, read_entries(source, tenant))
+        return changed
+
+    monkeypatch.setattr(model_stage, "ensure_publication", ensure_and_forget)
+
+    with pytest.raises(AssertionError, match=r"chunk 1 of public\.events"):
+        stage.play(case(AWAY_FOR_A_WHILE))
 
 
 def test_a_case_that_fails_prints_and_leaves_a_script_that_fails_again(

@@ -15,9 +15,11 @@ Statements = tuple[str, ...]
 _MOST_STEPS_WHILE_COPYING = 6
 _MOST_STEPS_BEHIND_IT = 4
 _COPY_THE_REST = Step(Verb.ROUND, chunks=100, rounds=100)
-_WHILE_COPYING = (Verb.WRITE, Verb.WRITE, Verb.ROUND, Verb.ROUND, Verb.STREAM, "prepare")
+_WHILE_COPYING = (
+    *2 * (Verb.WRITE,), *2 * (Verb.ROUND,), Verb.STREAM, Verb.PUBLISH, "prepare",
+)  # fmt: skip
 _BEHIND_IT = (
-    *2 * (Verb.WRITE,), *2 * (Verb.STREAM,), *5 * (Verb.HOLD,), Verb.ROUND, "prepare",
+    *2 * (Verb.WRITE,), *2 * (Verb.STREAM,), *5 * (Verb.HOLD,), Verb.ROUND, Verb.PUBLISH, "prepare",
 )  # fmt: skip
 
 
@@ -160,6 +162,7 @@ class _Steps:
         self._draw, self._shapes = draw, shapes
         self._numbers = count(1)
         self._prepared: list[str] = []
+        self._published = tuple(shape.name for shape in shapes)
         self.drawn: list[Step] = []
 
     def draw(self, kinds: Sequence[str], *, most: int) -> None:
@@ -170,11 +173,14 @@ class _Steps:
     def copy_the_rest(self) -> None:
         """Copy what is left, so that the stream can begin."""
         self.end_prepared()
+        self._publish(self._shapes)
         self.drawn.append(_COPY_THE_REST)
 
     def _draw_one(self, kind: str) -> None:
         if kind == "prepare":
             self._prepare()
+        elif kind == Verb.PUBLISH:
+            self.publish()
         elif kind == Verb.WRITE:
             self._write(*self._draw(_writes(self._shapes)))
         else:
@@ -187,6 +193,20 @@ class _Steps:
         for name in self._draw(st.permutations(self._prepared)):
             self._write(f"{_pick(self._draw, ['COMMIT', 'ROLLBACK'])} PREPARED '{name}';")
         self._prepared.clear()
+
+    def publish(self) -> None:
+        """Draw tables to publish: all of them, or all but one."""
+        shapes = self._shapes
+        if len(shapes) > 1 and self._draw(st.booleans()):
+            left_out = self._draw(st.sampled_from(shapes))
+            shapes = tuple(shape for shape in shapes if shape is not left_out)
+        self._publish(shapes)
+
+    def _publish(self, shapes: Sequence[Shape]) -> None:
+        names = tuple(shape.name for shape in shapes)
+        if names != self._published:
+            self.drawn.append(Step(Verb.PUBLISH, tables=names))
+        self._published = names
 
     def _write(self, *lines: str) -> None:
         self.drawn.append(Step(Verb.WRITE, {Place.STEP: lines}))
@@ -245,6 +265,8 @@ def scripts(draw: st.DrawFn) -> Script:
         for key in draw(st.lists(st.sampled_from(shape.keys[FREE:-FREE]), min_size=4, max_size=12))
     ]
     steps = _Steps(draw, shapes)
+    # One that is not published yet comes while others are copied.
+    steps.publish()
     # What is written before it is copied whatever happens.
     steps.act(Verb.ROUND)
     steps.draw(_WHILE_COPYING, most=_MOST_STEPS_WHILE_COPYING)

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from model_script import Verb
-from tenantferry.backfill import copying
+from tenantferry.backfill import admitting, copying, running
 from tenantferry.backfill import rounds as engine
 from tenantferry.stream.applier import Applier
 from tenantferry.stream.loop import Loop
@@ -42,6 +42,10 @@ class Point:
 POINTS: dict[str, Point] = {
     "chunks_planned": Point(engine, "store_chunks", False, _ROUND),
     "position_reset": Point(engine, "reset_stream", True, _ROUND),
+    "chunks_forgotten": Point(admitting, "delete_rows", False, _ROUND),
+    "rows_deleted": Point(admitting, "delete_rows", True, _ROUND),
+    "new_chunks_planned": Point(admitting, "store_chunks", False, _ROUND),
+    "tables_admitted": Point(running, "admit_tables", True, _ROUND),
     "caught_up_to_now": Point(engine, "drop_slot", False, _ROUND),
     "snapshot_taken": Point(engine, "start_round", False, _ROUND),
     "caught_up_to_the_snapshot": Point(engine, "assign_chunks", False, _ROUND),

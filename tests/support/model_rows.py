@@ -18,6 +18,7 @@ from tenantferry.connections import ConnectionParams
 from tenantferry.control.chunks import ChunkRecord, read_chunks
 from tenantferry.fleet import Tenant
 from tenantferry.schema.model import Table
+from tenantferry.schema.publication import read_entries
 
 # By the name of a chunk, or of a table.
 Rows = dict[str, list[str]]
@@ -49,6 +50,16 @@ def check_copied(
         for chunk in _chunks(source, table, records):
             wanted = expected[_label(chunk)] if (chunk.table, chunk.number) in done else []
             assert read_chunk_rows(target, table, chunk, tenant.id) == wanted, _label(chunk)
+
+
+def has_gap(source: connection, target: connection, tenant: Tenant) -> bool:
+    """Tell whether changes of copied rows were not sent, or may not have been."""
+    entries = set(read_entries(source, tenant).values())
+    return any(
+        record.published_as not in entries
+        for record in read_chunks(target, tenant.key)
+        if record.done_at is not None
+    )
 
 
 def read_rows_of_others(target: connection, tables: Sequence[Table], tenant: Tenant) -> Rows:

@@ -17,9 +17,14 @@ _HEAD = "-- A case of tests/model. Play it again: make replay SCRIPT=<this file>
 
 
 class Verb(StrEnum):
-    """What a step does; ``round``, ``stream`` and ``hold`` may be killed."""
+    """
+    What a step does; ``round``, ``stream`` and ``hold`` may be killed.
+
+    :cvar PUBLISH: publish some tables and no others, as where one comes, or is away for a while.
+    """
 
     WRITE = "write"
+    PUBLISH = "publish"
     ROUND = "round"
     STREAM = "stream"
     HOLD = "hold"
@@ -46,6 +51,7 @@ class Step:
     """
     One step, and what is written meanwhile.
 
+    :ivar tables: names of those that a ``publish`` step publishes.
     :ivar chunks: so many a worker of a round copies.
     :ivar rounds: so many a ``round`` step copies.
     :ivar killed_at: name of the point at which its process dies, see ``model_points``.
@@ -54,6 +60,7 @@ class Step:
 
     verb: Verb
     writes: dict[Place, tuple[str, ...]] = field(default_factory=dict)
+    tables: tuple[str, ...] = ()
     chunks: int = 1
     rounds: int = 1
     killed_at: str = ""
@@ -94,6 +101,8 @@ def _lines(script: Script) -> Iterator[str]:
     yield from script.rows
     for step in script.steps:
         options = ""
+        if step.verb is Verb.PUBLISH:
+            options += f" tables={','.join(step.tables)}"
         if step.verb is Verb.ROUND:
             options += f" chunks={step.chunks} rounds={step.rounds}"
         if step.killed_at:
@@ -146,9 +155,11 @@ def _split(pair: str) -> tuple[str, str]:
 
 def _make_step(verb: str, options: dict[str, str], writes: dict[Place, list[str]]) -> Step:
     killed_at = options.pop("killed_at", "")
+    tables = tuple(filter(None, options.pop("tables", "").split(",")))
     return Step(
         Verb(verb),
         {place: tuple(lines) for place, lines in writes.items() if lines},
+        tables=tables,
         killed_at=killed_at,
         **{name: int(value) for name, value in options.items()},
     )

@@ -10,13 +10,14 @@ where they are.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from functools import partial
 from typing import Any
 from unittest import mock
 from uuid import UUID
 
+import pytest
 from psycopg2.extensions import connection
 
 from model_client import Overlap, execute, write
@@ -28,6 +29,7 @@ from model_rows import (
     drop_in_target,
     empty_source,
     empty_target,
+    has_gap,
     read_rows_of_others,
     read_source_rows,
 )
@@ -51,6 +53,7 @@ from tenantferry.schema.model import Column, Table
 from tenantferry.schema.publication import ensure_publication
 from tenantferry.stream.catching_up import catch_up
 from tenantferry.stream.handshake import release
+from tenantferry.stream.relations import DriftError
 from tenantferry.stream.running import run_stream
 from tenantferry.validation import alignment
 from tenantferry.validation.alignment import aligned_view
@@ -100,6 +103,7 @@ class Stage:
             self._set_up(script)
             for step in script.steps:
                 self._take(step)
+            self._publish(self._tables)
             while not self._is_copied():
                 self._round(Step(Verb.ROUND, chunks=100))
             self._stream()
@@ -109,7 +113,7 @@ class Stage:
         changes = {"chunk_rows": script.chunk_rows, "backfill_workers": script.workers}
         self._tenant = tenant = self._move.tenant.model_copy(update=changes)
         self.clear()
-        with self._sessions() as (source, target):
+        with self.sessions() as (source, target):
             write(self._move.source, (*script.tables, *script.rows))
             self._tables = read_tables(source, tenant)
             self._prepare(target)
@@ -133,7 +137,7 @@ class Stage:
     def clear(self) -> None:
         """Leave nothing behind of what was played, wherever it ended."""
         tenant = self._tenant
-        with self._sessions() as (source, target):
+        with self.sessions() as (source, target):
             for slot in (tenant.slot, tenant.round_slot, tenant.validation_slot):
                 drop_slot(source, slot)
             empty_source(source, self._move.source)
@@ -142,6 +146,7 @@ class Stage:
     def _take(self, step: Step) -> None:
         acts: dict[Verb, Callable[[], None]] = {
             Verb.WRITE: lambda: self._write(step, Place.STEP),
+            Verb.PUBLISH: lambda: self._publish(t for t in self._tables if t.name in step.tables),
             Verb.ROUND: lambda: self._round(step),
             Verb.STREAM: self._stream,
             Verb.HOLD: lambda: self._hold(step),
@@ -155,16 +160,21 @@ class Stage:
 
     def _wait_for_clients(self) -> None:
         """Wait until what a dead process has written as the application is undone."""
-        with self._sessions() as (source, _):
+        with self.sessions() as (source, _):
             while execute(source, _CLIENTS):
                 threading.Event().wait(0.01)
 
     def _write(self, step: Step, place: Place) -> None:
         write(self._move.source, step.writes.get(place, ()))
 
+    def _publish(self, tables: Iterable[Table]) -> None:
+        with self.sessions() as (source, _):
+            ensure_publication(source, self._tenant, list(tables))
+
     def _round(self, step: Step) -> None:
         self._rounds_left = step.rounds
         with (
+            self._gap_refused(),
             self._snapshots_for(step, engine),
             mock.patch.object(engine, "copy_chunks", partial(self._copy_and_compare, step)),
         ):
@@ -191,7 +201,7 @@ class Stage:
     def _copy_and_compare(
         self, step: Step, job: CopyJob, chunks: Sequence[Chunk], **options: Any
     ) -> int:
-        with self._sessions() as (source, target):
+        with self.sessions() as (source, target):
             import_snapshot(source, job.snapshot)
             # Before anybody can truncate: that empties a table for older snapshots, too.
             expected = read_source_rows(source, self._tables, read_chunks(target, job.tenant))
@@ -206,15 +216,19 @@ class Stage:
         return copied
 
     def _stream(self) -> None:
-        with self._sessions() as (source, target):
+        with self.sessions() as (source, target):
             records = read_chunks(target, self._tenant.key)
             if all(record.done_at is None for record in records):
                 return  # a slot without copied rows behind it is nothing to go on from
             [(lsn,)] = execute(source, "SELECT pg_current_wal_insert_lsn()::text")
             command(target, self._tenant.key, StreamCommand.STOP, lsn=parse_lsn(lsn))
-            self._run_stream(
-                threading.Event(), while_copying=any(r.done_at is None for r in records)
-            )
+            is_pending = any(record.done_at is None for record in records)
+            if has_gap(source, target, self._tenant):
+                with pytest.raises(DriftError, match="not all changes"):
+                    self._run_stream(threading.Event(), while_copying=is_pending)
+                command(target, self._tenant.key, StreamCommand.RUN)
+                return
+            self._run_stream(threading.Event(), while_copying=is_pending)
             command(target, self._tenant.key, StreamCommand.RUN)
             records = read_chunks(target, self._tenant.key)
             self._check(read_source_rows(source, self._tables, records), source, target)
@@ -227,7 +241,7 @@ class Stage:
             self._streaming(),
             self._snapshots_for(step, alignment),
             aligned_view(self._move.source, self._move.target, self._tenant, lanes=1) as view,
-            self._sessions() as (source, target),
+            self.sessions() as (source, target),
         ):
             self._write(step, Place.AFTER_SNAPSHOT)
             chunks = load_chunks(source, target, self._tenant, self._tables)
@@ -302,12 +316,25 @@ class Stage:
         self.compared += 1
 
     def _is_copied(self) -> bool:
-        with self._sessions() as (_, target):
+        with self.sessions() as (source, target):
             records = read_chunks(target, self._tenant.key)
-        return bool(records) and all(record.done_at is not None for record in records)
+            gap = has_gap(source, target, self._tenant)
+        missing = {t.qualified for t in self._tables} - {(r.schema, r.table) for r in records}
+        return not gap and not missing and all(r.done_at is not None for r in records)
 
     @contextmanager
-    def _sessions(self) -> Iterator[tuple[connection, connection]]:
+    def _gap_refused(self) -> Iterator[None]:
+        """Let a step fail for it was not sent all changes, where that is so."""
+        try:
+            yield
+        except DriftError:
+            with self.sessions() as (source, target):
+                if not has_gap(source, target, self._tenant):
+                    raise
+
+    @contextmanager
+    def sessions(self) -> Iterator[tuple[connection, connection]]:
+        """Yield a session of each side, in autocommit."""
         with (
             closing(_open(self._move.source)) as source,
             closing(_open(self._move.target)) as target,
