@@ -11,6 +11,15 @@ from drill_steps import FORGOTTEN, sleeping_client
 from drill_verdict import conclude
 from tenantferry.local.runs import Run
 
+_NEW_TABLE = (
+    "CREATE TABLE public.parcels (id bigint PRIMARY KEY, note text)",
+    "INSERT INTO public.parcels SELECT n, 'old' FROM generate_series(1, 1000) AS n",
+)
+_CHANGE_NEW_TABLE = "UPDATE public.parcels SET note = 'new' WHERE id % 2 = 0"
+_NEW_ROWS = (
+    "SELECT note, count(*) FROM public.parcels WHERE tenant_id = %s GROUP BY note ORDER BY 1"
+)
+_VERSIONS = "SELECT id, xmin::text FROM public.payments WHERE tenant_id = %s"
 # Of a table whose rows the application never changes.
 _CHANGE_CELL = "UPDATE public.payments SET amount = amount + 1 WHERE tenant_id = '{}' AND id = 7"
 
@@ -28,6 +37,20 @@ class Mismatch:
     cutover_log: str
     phase: str
     attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """
+    What on-call saw of a table that came to a source when all others were copied.
+
+    :ivar kept: whether the others' rows are those that were copied first.
+    :ivar rows: of the new table in the target, by what they say.
+    """
+
+    validate_log: str
+    kept: bool
+    rows: list[tuple[str, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +99,32 @@ def change_a_cell(fleet: DrillFleet) -> Mismatch:
     return seen
 
 
+def add_a_table(fleet: DrillFleet) -> Grown:
+    """Give a validated source a table; do as the error says."""
+    key = "grown"
+    tenant = fleet.tenant(key)
+
+    def run(*statements: str) -> None:
+        lines = [f"SET ROLE {tenant.owner}", *statements]
+        fleet.local.source.psql(*(part for line in lines for part in ("-c", line)), database=key)
+
+    fleet.trigger(key)
+    fleet.wait_until_asked(key)
+    copied = set(fleet.query(_VERSIONS, str(tenant.id)))
+    run(*_NEW_TABLE)
+    fleet.clear(key, "validate")
+    fleet.wait_for_task(key, "validate", "failed")
+    log = fleet.task_log(key, "validate")
+    fleet.clear(key, "preflight", downstream=True)
+    fleet.wait_until_asked(key)
+    run(_CHANGE_NEW_TABLE)
+    fleet.answer(key, "Approve")
+    fleet.wait_for_success(key)
+    conclude(fleet, key)
+    kept = copied <= set(fleet.query(_VERSIONS, str(tenant.id)))
+    return Grown(log, kept, fleet.query(_NEW_ROWS, str(tenant.id)))
+
+
 def reject(fleet: DrillFleet) -> Asked:
     """Reject a cutover; think better of it, while a client sleeps in a transaction."""
     key = "asked"
@@ -105,6 +154,14 @@ def test_a_mismatch_keeps_the_tenant_on_its_source_until_it_is_repaired(
     assert outcome.phase == "streaming"
     assert "cannot be cut over in phase" in outcome.cutover_log
     assert outcome.attempts == 0
+
+
+@pytest.mark.drill("grown", script=add_a_table)
+def test_a_table_that_comes_in_flight_is_copied_and_the_others_are_not(outcome: Grown) -> None:
+    assert "lacks tables of the source" in outcome.validate_log
+    assert "public.parcels" in outcome.validate_log
+    assert outcome.kept
+    assert outcome.rows == [("new", 500), ("old", 500)]
 
 
 @pytest.mark.drill("asked", script=reject)
