@@ -211,7 +211,7 @@ def test_made_anew_publish_write_stream(later: Rounds) -> None:
 
     [failure] = failures
     assert isinstance(failure, DriftError)
-    assert "copies these tables only" in failure.hint
+    assert "dropped and made again" in failure.message
     assert ("new",) not in fetch(later.target, LATER_NAMES)
     later.copy_round()
     later.finish()
@@ -266,6 +266,38 @@ def test_copy_write_renamed_write_renamed_back_catch_up(
     later.write("ALTER TABLE renamed RENAME TO later")
     later.write("UPDATE later SET name = 'newest' WHERE id = 4")
 
+    later.finish()
+
+
+def test_copy_swapped_write_swapped_back_dropped_catch_up(later: Rounds) -> None:
+    """What was written to another table that had the name for a while is not its own."""
+    later.pair("spare", LATER)
+    later.write("INSERT INTO spare VALUES (1, 'spare')")
+    later.copy_round()
+    later.write(
+        "ALTER TABLE later RENAME TO old; ALTER TABLE spare RENAME TO later",
+        "UPDATE later SET name = 'of the spare one'",
+        "ALTER TABLE later RENAME TO spare; ALTER TABLE old RENAME TO later",
+        "DROP TABLE spare",
+        "UPDATE later SET name = 'new' WHERE id = 1",
+    )
+
+    later.finish()
+
+
+def test_copy_replaced_publish_write_undone_catch_up(later: Rounds) -> None:
+    """A migration puts a new table under the name, and is undone."""
+    later.write("ALTER TABLE later RENAME TO old")
+    later.write(f"CREATE TABLE later ({LATER}, PRIMARY KEY (id))")
+    later.tables()
+    later.write(
+        "INSERT INTO later VALUES (1, 'of the new one')",
+        "DROP TABLE later",
+        "ALTER TABLE old RENAME TO later",
+        "UPDATE later SET name = 'new' WHERE id = 2",
+    )
+
+    later.tables()
     later.finish()
 
 

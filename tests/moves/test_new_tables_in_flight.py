@@ -321,3 +321,51 @@ def test_cutover_undoes_itself_where_a_table_was_not_published_for_a_moment(stag
 
     assert stage.phase() == Phase.VALIDATED
     assert stage.ask("INSERT INTO counted (note) VALUES ('open') RETURNING 1") == [(1,)]
+
+
+def test_a_migration_of_several_tables_costs_the_copy_of_the_new_one_only(stage: Stage) -> None:
+    """What was written to the others before it is applied before they are altered in the target."""
+    stop = threading.Event()
+    stop.set()
+    stream(stage.move, stop=stop)  # takes over from that of the stage, and ends
+    stage.ask("UPDATE counted SET note = 'old shape' WHERE id = 3")
+    stage.ask("DROP TABLE public.written")
+    stage.ask("CREATE TABLE public.written (id bigint PRIMARY KEY)")
+    stage.ask("ALTER TABLE public.counted ADD COLUMN more text")
+    stage.ask("UPDATE counted SET more = 'new shape' WHERE id = 4")
+
+    with pytest.raises(DriftError, match=r'"public\.counted" has changed'):
+        stream(stage.move, stop=threading.Event())
+    assert rows(stage.target, "SELECT note FROM public.counted WHERE id = 3") == [("old shape",)]
+    rows(stage.target, "ALTER TABLE public.counted ADD COLUMN more text")
+    with pytest.raises(DriftError, match="not all changes"):
+        stream(stage.move, stop=threading.Event())
+    before = rows(stage.target, VERSIONS)
+    preflight(stage.move)
+    prepare(stage.move)
+    backfill(stage.move)
+
+    with stage.streaming_again():
+        assert validate(stage.move).mismatches == 0
+    assert rows(stage.target, VERSIONS) == before
+
+
+def test_a_table_that_was_copied_and_dropped_is_not_taken_for_a_partition(stage: Stage) -> None:
+    stage.ask("CREATE TABLE public.root (id int PRIMARY KEY) PARTITION BY RANGE (id)")
+    stage.ask("CREATE TABLE public.leaf PARTITION OF public.root DEFAULT")
+    stage.ask("ALTER TABLE public.root REPLICA IDENTITY FULL")
+    stage.ask("ALTER TABLE public.leaf REPLICA IDENTITY FULL")
+    stage.ask(CREATE)
+    prepare(stage.move)
+    backfill(stage.move)
+    stage.ask(FILL)
+    stage.ask("DROP TABLE public.later")
+    preflight(stage.move)
+    prepare(stage.move)
+    backfill(stage.move)
+    stage.ask("INSERT INTO root VALUES (1)")
+
+    with stage.streaming_again():
+        measure_lag(stage.move)
+        assert validate(stage.move).mismatches == 0
+    assert rows(stage.target, "SELECT id FROM public.root") == [(1,)]

@@ -74,6 +74,13 @@ def test_what_comes_goes_or_is_altered_has_another_shape(
         ("ALTER TABLE items ALTER COLUMN note TYPE text USING upper(note)", "public.items"),
         ("TRUNCATE events_1", "public.events"),
         ("VACUUM FULL events_1", "public.events"),
+        # Its changes were sent as those of the root.
+        (
+            "CREATE TABLE roots (id int NOT NULL, note text, mood mood, later int)"
+            " PARTITION BY RANGE (id); ALTER TABLE roots ATTACH PARTITION items DEFAULT;"
+            " ALTER TABLE roots DETACH PARTITION items; DROP TABLE roots",
+            "public.items",
+        ),
     ],
 )
 def test_rows_that_are_rewritten_are_in_another_file(
@@ -88,6 +95,8 @@ def test_rows_that_are_rewritten_are_in_another_file(
         "INSERT INTO items VALUES (2, 'b', 'sad'); DELETE FROM items WHERE id = 1",
         "CREATE INDEX ON items (note); ANALYZE items; COMMENT ON TABLE items IS 'of theirs'",
         "TRUNCATE scratch; ALTER TABLE scratch ADD COLUMN note text",
+        "GRANT SELECT ON ALL TABLES IN SCHEMA public TO public; ALTER TABLE items"
+        " SET (autovacuum_enabled = off); ALTER TABLE items ADD CHECK (id > 0)",
         "CREATE TEMPORARY TABLE passing (id int); CREATE UNLOGGED TABLE lost (id int)",
     ],
 )

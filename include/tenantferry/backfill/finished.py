@@ -20,7 +20,7 @@ from tenantferry.errors import PermanentError
 from tenantferry.fleet import Tenant
 from tenantferry.lsn import format_lsn, parse_lsn
 from tenantferry.schema.model import Table
-from tenantferry.schema.publication import read_entries, read_published
+from tenantferry.schema.publication import read_entries
 
 # invalidation_reason came with PostgreSQL 17; a key that is not there reads as null.
 _SLOT_POSITION = """
@@ -192,7 +192,7 @@ def _compare_tables(
     keys = {table.qualified: chunk_key(table) for table in tables}
     new = {table.qualified for table in find_new_tables(source, target, tenant, tables)}
     # Of one that is published by the same entry, the rows are those of another name now.
-    published = {table.entry for table in read_published(source, tenant)}
+    published = set(read_entries(source, tenant).values())
     changed = {
         name
         for chunk in chunks

@@ -20,6 +20,7 @@ from tenantferry.moves.sessions import open_source
 from tenantferry.moves.throttling import throttled
 from tenantferry.moves.witnessing import looking_on
 from tenantferry.schema.catalog import read_tables
+from tenantferry.stream.relations import DriftError
 from tenantferry.stream.running import StreamResult, run_stream
 
 _COPIED = frozenset({Phase.STREAMING, Phase.VALIDATED, Phase.CUTTING_OVER})
@@ -57,7 +58,7 @@ def stream(move: Move, *, stop: threading.Event) -> StreamResult:
             return run_stream(
                 move.source, move.target, tenant, tables, stop=stop, throttle=throttle
             )
-    except (CopyAgainError, TransientError) as failure:
+    except (CopyAgainError, DriftError, TransientError) as failure:
         finished = _look_again(move, is_lost=isinstance(failure, CopyAgainError))
         if finished is None:
             raise

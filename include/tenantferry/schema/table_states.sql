@@ -24,7 +24,7 @@ partitions (root, shape, files) AS (
     JOIN pg_catalog.pg_class AS leaf ON leaf.oid = tree.oid
     GROUP BY tree.root
 ),
-columns (relation, shape, missing) AS (
+columns (relation, shape, missing, versions) AS (
     SELECT
         a.attrelid,
         string_agg(
@@ -32,7 +32,9 @@ columns (relation, shape, missing) AS (
             ',' ORDER BY a.attnum),
         -- What old rows have in a new column; VACUUM FULL writes it into them.
         string_agg(format('%%s %%s', a.attnum, a.attmissingval), ',' ORDER BY a.attnum)
-            FILTER (WHERE a.atthasmissing)
+            FILTER (WHERE a.atthasmissing),
+        -- ATTACH writes each, and DETACH: what is a partition for a while is sent as its root.
+        string_agg(a.xmin::text, ' ' ORDER BY a.attnum)
     FROM pg_catalog.pg_class AS c
     JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid
     WHERE c.relkind IN ('r', 'p', 'c')
@@ -53,9 +55,8 @@ SELECT
     pg_catalog.md5(
         format('%%s: %%s; %%s; %%s', c.oid, columns.shape, partitions.shape, published.entry)),
     pg_catalog.md5(
-        -- xmin: whether it was a partition of another table for a while.
-        format('%%s %%s: %%s',
-            coalesce(partitions.files, c.relfilenode::text), c.xmin, columns.missing))
+        format('%%s: %%s %%s', coalesce(partitions.files, c.relfilenode::text),
+            columns.missing, columns.versions))
 FROM pg_catalog.pg_class AS c
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 LEFT JOIN columns ON columns.relation = c.oid

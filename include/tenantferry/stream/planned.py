@@ -11,6 +11,7 @@ from tenantferry.errors import TransientError
 from tenantferry.fleet.declaration import TableKind, Tenant
 from tenantferry.schema.model import Table
 from tenantferry.schema.publication import read_published
+from tenantferry.stream.marker import emit_marker
 from tenantferry.stream.relations import DriftError, PlannedTables
 
 
@@ -18,14 +19,13 @@ def read_planned_tables(
     source: connection, target: connection, tenant: Tenant, tables: Iterable[Table]
 ) -> PlannedTables:
     """
-    Find out which tables a stream may write to, and that it is sent all changes of these.
+    Find out which tables a stream may write to, and of which it is not sent all changes.
 
     A chunk that a round may be copying right now counts as copied.
 
     :param source: in autocommit; only read.
     :param target: in autocommit; only read.
     :param tables: those that the stream knows.
-    :raises DriftError: if it was not sent all changes of a copied table.
     :raises TransientError: if it does not know a copied table, and would leave out its changes.
     """
     known = {table.qualified for table in tables}
@@ -38,18 +38,12 @@ def read_planned_tables(
         oids[name] = None if table is None else table.oid
         if chunk.done_at is None and chunk.round is None:
             continue
-        copied.add(name)
         if table is None and name in known:
             unsent.add(name)
-        elif table is not None and name not in known and table.qualified == name:
+            continue
+        copied.add(name)
+        if table is not None and name not in known and table.qualified == name:
             unknown.add(name)
-    if unsent:
-        raise DriftError(
-            f'not all changes of tables of tenant "{tenant.key}" were sent',
-            detail="These were dropped and made again, or not published for a while, since they"
-            f" were copied: {_list(unsent)}. None of their changes since was applied.",
-            hint='Clear the task "preflight" and those after it, which copies these tables only.',
-        )
     # One of another kind is none of the move any more; its changes are not applied.
     came = {name for name in unknown if tenant.kind_of(*name) is TableKind.TENANT}
     came -= {table.qualified for table in published.values() if table.is_partition}
@@ -59,7 +53,24 @@ def read_planned_tables(
             detail=f"Tables: {_list(came)}.",
             hint="The next start knows them.",
         )
-    return PlannedTables(oids, copied)
+    return PlannedTables(oids, copied, unsent)
+
+
+def tell_unsent(source: connection, tenant: Tenant, names: Iterable[tuple[str, str]]) -> DriftError:
+    """
+    Return the error of a stream that was not sent all changes of some tables.
+
+    :param source: in autocommit.
+    """
+    drift = DriftError(
+        f'not all changes of tables of tenant "{tenant.key}" were sent',
+        detail="These were dropped and made again, or not published for a while, since they were"
+        f" copied: {_list(names)}. What is sent of them now is not applied.",
+        hint='Clear the task "preflight" and those after it, which copies these tables only.',
+    )
+    # Rows of the others may soon not fit any more, if somebody alters these tables, too.
+    drift.commit_lsn = emit_marker(source, tenant)
+    return drift
 
 
 def _list(names: Iterable[tuple[str, str]]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tenantferry.stream.batch import CHANGE_OVERHEAD_BYTES, Batch
@@ -134,12 +135,18 @@ class Reader:
         batch.commit_time = message.commit_time
 
     def _relation(self, message: Relation) -> None:
-        try:
+        with self._commit_lsn_told():
             self._relations.learn(message)
+        # The next change is looked up anew, whatever it is of.
+        self._changes.clear()
+
+    @contextmanager
+    def _commit_lsn_told(self) -> Iterator[None]:
+        try:
+            yield
         except DriftError as drift:
             drift.commit_lsn = self._commit_lsn
             raise
-        self._changes.pop(message.oid, None)
 
     def _insert(self, message: Insert) -> None:
         changes = self._changes_of(message.relation)
@@ -172,7 +179,8 @@ class Reader:
         try:
             changes = self._changes[oid]
         except KeyError:
-            table = self._relations[oid]
+            with self._commit_lsn_told():
+                table = self._relations[oid]
             changes = None if table is None else self.batch.changes_of(table)
             self._changes[oid] = changes
         if changes is not None:

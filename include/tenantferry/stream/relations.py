@@ -42,7 +42,7 @@ class DriftError(PermanentError):
     """
     A table does not look the same on both sides. No row of its new shape was applied.
 
-    :ivar commit_lsn: of the first transaction that has such a row, where that is known.
+    :ivar commit_lsn: what was committed before it can be applied, where that is known.
     """
 
     commit_lsn: int | None = None
@@ -110,11 +110,13 @@ class PlannedTables:
     The tables that a backfill has cut into chunks, by schema and name.
 
     :ivar oids: of the table of the source that each is; ``None``: it went.
-    :ivar copied: those of which something is copied.
+    :ivar copied: those of which something is copied, and all changes were sent.
+    :ivar unsent: those of which something is copied, and not all changes were sent.
     """
 
     oids: Mapping[tuple[str, str], int | None]
     copied: Collection[tuple[str, str]]
+    unsent: Collection[tuple[str, str]] = ()
 
 
 class Relations:
@@ -151,10 +153,21 @@ class Relations:
             oid: name for name, oid in planned.oids.items() if oid and name in planned.copied
         }
         self._known: dict[int, tuple[Relation, StreamedTable | None]] = {}
+        # It may have been a partition. Then the change that it was sent for is one of its root.
+        self._suspect: Relation | None = None
 
     def __getitem__(self, oid: int) -> StreamedTable | None:
-        """Return the table of an oid; ``None`` if it is not part of the move."""
-        return self._known[oid][1]
+        """
+        Return the table of an oid that a change is of; ``None`` if it is not part of the move.
+
+        :raises DriftError: if that change was written to a partition whose old rows are not whole.
+        """
+        table = self._known[oid][1]
+        suspect, self._suspect = self._suspect, None
+        is_whole = table is not None and (table.schema, table.name) in self._whole_roots
+        if suspect is not None and is_whole:
+            raise _tell_partition(suspect)
+        return table
 
     def learn(self, relation: Relation) -> None:
         """
@@ -184,7 +197,10 @@ class Relations:
             self._check_partition(relation)
         if table is None or name not in planned.copied:
             return None  # a later snapshot shows its rows, if it is copied at all
-        if planned.oids[name] != relation.oid:
+        oid = planned.oids[name]
+        if oid is None or oid != relation.oid:
+            if oid is not None and self._read_name(oid) == name:
+                return None  # another one that had the name for a while
             raise DriftError(
                 f'table "{table.label}" of the source was dropped and made again',
                 detail="The target has rows of the dropped one. None of the new one was applied.",
@@ -205,15 +221,10 @@ class Relations:
         with self._source.cursor() as cursor:
             cursor.execute(_ROOT, (relation.oid,))
             root = cursor.fetchone()
-        # Of one that is gone again nobody can tell what it belonged to.
-        if root is None or root in self._whole_roots:
-            name = f"{relation.schema}.{relation.name}"
-            raise OutdatedShapeError(
-                f'table "{name}" has another replica identity than what it is a partition of',
-                detail="Its changes come without whole old rows. None of them was applied.",
-                hint=f"ALTER TABLE {name} REPLICA IDENTITY FULL, then clear the task"
-                ' "backfill" and those after it: the tenant is copied again.',
-            )
+        if root is None:
+            self._suspect = relation
+        elif root in self._whole_roots:
+            raise _tell_partition(relation)
 
     def _check(self, relation: Relation, table: Table) -> StreamedTable:
         target = read_written_columns(self._target, table.schema, table.name)
@@ -246,12 +257,22 @@ class Relations:
         )
 
 
+def _tell_partition(relation: Relation) -> OutdatedShapeError:
+    name = f"{relation.schema}.{relation.name}"
+    return OutdatedShapeError(
+        f'table "{name}" has another replica identity than what it is a partition of',
+        detail="Its changes come without whole old rows. None of them was applied.",
+        hint=f"ALTER TABLE {name} REPLICA IDENTITY FULL, then clear the task"
+        ' "backfill" and those after it: the tenant is copied again.',
+    )
+
+
 def _renamed(name: tuple[str, str], what: str, detail: str = "") -> DriftError:
     return DriftError(
         f'table "{".".join(name)}" of the source {what}',
         detail=f"{detail}None of its changes was applied.",
-        hint='Clear the task "preflight" and those after it: the tenant is copied again, under the'
-        " names that the source has then.",
+        hint='Give it its name back and clear the task "stream_cdc"; or clear "preflight" and those'
+        " after it, which copies again what is copied under another name.",
     )
 
 

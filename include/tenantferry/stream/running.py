@@ -34,7 +34,7 @@ from tenantferry.stream.heartbeat import Heartbeat
 from tenantferry.stream.labels import check_labels
 from tenantferry.stream.loop import Loop
 from tenantferry.stream.partial import CopiedPart, settle_part
-from tenantferry.stream.planned import read_planned_tables
+from tenantferry.stream.planned import read_planned_tables, tell_unsent
 from tenantferry.stream.progress import TargetProgress
 from tenantferry.stream.reading import Reader
 from tenantferry.stream.relations import DriftError, Relations, can_send_binary
@@ -105,15 +105,23 @@ def run_stream(
                 before=before,
             )  # fmt: skip
 
+    def apply_until(drift: DriftError) -> None:
+        # Once the target has the new shape, rows of the old one do not fit any more.
+        if drift.commit_lsn is not None:
+            try:
+                start(before=drift.commit_lsn)
+            except DriftError as earlier:
+                if earlier.commit_lsn is not None and earlier.commit_lsn < drift.commit_lsn:
+                    start(before=earlier.commit_lsn)
+                raise
+
     has_drifted = False
     try:
         try:
             return start()
         except DriftError as drift:
             has_drifted = True
-            if drift.commit_lsn is not None:
-                # Once the target has the new shape, rows of the old one do not fit any more.
-                start(before=drift.commit_lsn)
+            apply_until(drift)
             raise
     except TenantferryError as error:
         record_failure(target_params, tenant.key, str(error), compare_all=has_drifted)
@@ -172,6 +180,8 @@ def _stream(
         take_back_chunks(applying, tenant.key)
     # Before it looks for pending chunks: a table that is planned in between is left out.
     planned = read_planned_tables(source, applying, tenant, tables)
+    if planned.unsent and before is None:
+        raise tell_unsent(source, tenant, planned.unsent)
     copied = settle_part(source, applying, tenant, tables, while_copying=while_copying)
     answers.end(StreamState.STARTING, None)
     walsender = stack.enter_context(
@@ -209,8 +219,10 @@ def _stream(
         check_labels(source, control)
         raise
     except CopyAgainError:
-        # Rows that were not sent are missing of these tables only.
-        read_planned_tables(source, control, tenant, tables)
+        planned = read_planned_tables(source, control, tenant, tables)
+        if planned.unsent:
+            # Rows are missing for that reason, and of these tables only.
+            raise tell_unsent(source, tenant, planned.unsent) from None
         raise
     answers.end(state, None)
     result = _result(require_stream(control, tenant.key), state)
