@@ -15,7 +15,7 @@ from tenantferry.connections import open_connection
 from tenantferry.control.chunks import mark_chunk_done
 from tenantferry.control.streams import lock_stream
 from tenantferry.errors import TransientError
-from tenantferry.stream import partial
+from tenantferry.stream import running
 from tenantferry.stream.applier import Applier
 from tenantferry.stream.partial import CopiedPart
 from tenantferry.stream.staging import Staged
@@ -152,7 +152,7 @@ def test_a_chunk_of_an_earlier_round_is_not_committed_after_the_position_has_mov
 def test_without_taking_chunks_back_one_is_committed_as_it_was_before_the_position(
     items: Rounds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(partial, "take_back_chunks", lambda *_: None)
+    monkeypatch.setattr(running, "take_back_chunks", lambda *_: None)
 
     with pytest.raises(AssertionError):  # the round looks where P is
         commit_chunk_of_a_dead_process(items, monkeypatch)

@@ -24,7 +24,8 @@ from tenantferry.local.story import Story
 _REQUESTS_WHILE_LIVE = 60
 
 _CHUNKS = """
-SELECT * FROM tenantferry.chunks WHERE tenant = %s ORDER BY table_schema, table_name, chunk
+SELECT table_schema, table_name, chunk, round, rows, done_at
+FROM tenantferry.chunks WHERE tenant = %s ORDER BY table_schema, table_name, chunk
 """
 
 
