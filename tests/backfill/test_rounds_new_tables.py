@@ -28,10 +28,11 @@ from tenantferry.schema.catalog import read_tables
 from tenantferry.schema.model import Table
 from tenantferry.schema.publication import read_entries
 from tenantferry.stream import running
+from tenantferry.stream.drift import DriftError
 from tenantferry.stream.handshake import wait_for_position
 from tenantferry.stream.marker import emit_marker
-from tenantferry.stream.planned import read_planned_tables
-from tenantferry.stream.relations import DriftError, PlannedTables, Relations
+from tenantferry.stream.planned import PlannedTables, read_planned_tables
+from tenantferry.stream.relations import Relations
 from tenantferry.stream.running import run_stream
 
 OTHER_ID = "22222222-2222-2222-2222-222222222222"

@@ -17,7 +17,7 @@ from tenantferry.moves.backfill import backfill
 from tenantferry.moves.move import Move
 from tenantferry.moves.stream import stream
 from tenantferry.moves.validate import MismatchError, validate
-from tenantferry.stream.relations import DriftError
+from tenantferry.stream.drift import DriftError
 
 # The stream of the stage ends where it meets the change.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -25,7 +25,7 @@ from tenantferry.moves.prepare import prepare
 from tenantferry.moves.stream import stream
 from tenantferry.moves.validate import MismatchError, validate
 from tenantferry.schema.publication import read_entries
-from tenantferry.stream.relations import DriftError
+from tenantferry.stream.drift import DriftError
 from traffic_clients import Writers
 
 # The stream of the stage ends where a round begins.

@@ -10,8 +10,8 @@ import pytest
 
 from tenantferry.control.streams import StreamState
 from tenantferry.schema.quoting import quote_text
+from tenantferry.stream.drift import DriftError
 from tenantferry.stream.labels import plan_labels
-from tenantferry.stream.relations import DriftError
 
 OTHER_ID = UUID("22222222-2222-2222-2222-222222222222")
 DRIFTS = {

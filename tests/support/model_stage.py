@@ -52,8 +52,8 @@ from tenantferry.schema.catalog import read_tables
 from tenantferry.schema.model import Column, Table
 from tenantferry.schema.publication import ensure_publication
 from tenantferry.stream.catching_up import catch_up
+from tenantferry.stream.drift import DriftError
 from tenantferry.stream.handshake import release
-from tenantferry.stream.relations import DriftError
 from tenantferry.stream.running import run_stream
 from tenantferry.validation import alignment
 from tenantferry.validation.alignment import aligned_view

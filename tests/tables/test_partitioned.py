@@ -13,7 +13,7 @@ from tenantferry.errors import PermanentError, TenantferryError
 from tenantferry.moves.cutover import cutover
 from tenantferry.moves.validate import MismatchError
 from tenantferry.schema.catalog import read_tables
-from tenantferry.stream.relations import DriftError
+from tenantferry.stream.drift import DriftError
 
 LAYOUTS = {
     "range": """

@@ -20,7 +20,7 @@ from tenantferry.moves.sessions import open_source
 from tenantferry.moves.throttling import throttled
 from tenantferry.moves.witnessing import looking_on
 from tenantferry.schema.catalog import read_tables
-from tenantferry.stream.relations import DriftError
+from tenantferry.stream.drift import DriftError
 from tenantferry.stream.running import StreamResult, run_stream
 
 _COPIED = frozenset({Phase.STREAMING, Phase.VALIDATED, Phase.CUTTING_OVER})

@@ -9,12 +9,8 @@ from psycopg2.extensions import connection
 from tenantferry.fleet.declaration import TableKind, Tenant
 from tenantferry.reverse.change import Shape
 from tenantferry.schema.own_rows import inherits
-from tenantferry.stream.relations import (
-    DriftError,
-    StreamedTable,
-    check_same_columns,
-    read_written_columns,
-)
+from tenantferry.stream.drift import DriftError, check_same_columns
+from tenantferry.stream.relations import StreamedTable, read_written_columns
 
 _HINT = (
     "Make both sides the same; the stream goes on by itself. Change a table of a tenant in grace"

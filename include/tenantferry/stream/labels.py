@@ -8,7 +8,7 @@ from psycopg2.extensions import connection
 
 from tenantferry.schema.quoting import quote_name, quote_text
 from tenantferry.schema.reading import read_rows, read_schemas
-from tenantferry.stream.relations import DriftError
+from tenantferry.stream.drift import DriftError
 
 
 def check_labels(source: connection, target: connection) -> None:

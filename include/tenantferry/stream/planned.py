@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 
 from psycopg2.extensions import connection
 
@@ -11,8 +12,23 @@ from tenantferry.errors import TransientError
 from tenantferry.fleet.declaration import TableKind, Tenant
 from tenantferry.schema.model import Table
 from tenantferry.schema.publication import read_published
+from tenantferry.stream.drift import DriftError
 from tenantferry.stream.marker import emit_marker
-from tenantferry.stream.relations import DriftError, PlannedTables
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTables:
+    """
+    The tables that a backfill has cut into chunks, by schema and name.
+
+    :ivar oids: of the table of the source that each is; ``None``: it went.
+    :ivar copied: those of which something is copied, and all changes were sent.
+    :ivar unsent: those of which something is copied, and not all changes were sent.
+    """
+
+    oids: Mapping[tuple[str, str], int | None]
+    copied: Collection[tuple[str, str]]
+    unsent: Collection[tuple[str, str]] = ()
 
 
 def read_planned_tables(

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tenantferry.stream.batch import CHANGE_OVERHEAD_BYTES, Batch
+from tenantferry.stream.drift import DriftError
 from tenantferry.stream.marker import MARKER_PREFIX
 from tenantferry.stream.netchange import BrokenStreamError, Changes
 from tenantferry.stream.pgoutput import (
@@ -22,7 +23,7 @@ from tenantferry.stream.pgoutput import (
     Update,
     decode,
 )
-from tenantferry.stream.relations import DriftError, Relations
+from tenantferry.stream.relations import Relations
 from tenantferry.stream.walsender import Walsender
 
 # After so many messages the stream looks at its other duties.

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
 from psycopg2.extensions import connection
 
-from tenantferry.errors import CopyAgainError, PermanentError
 from tenantferry.schema.model import Table
 from tenantferry.stream.advice import advise
+from tenantferry.stream.drift import DriftError, OutdatedShapeError, check_same_columns
 from tenantferry.stream.netchange import Changes, KeyedChanges, KeylessChanges
 from tenantferry.stream.pgoutput import Relation
+from tenantferry.stream.planned import PlannedTables
 
 _COLUMNS = resources.files("tenantferry.stream").joinpath("written_columns.sql").read_text("utf-8")
 _TYPE_NAMES = (
@@ -38,25 +39,11 @@ _OIDS = (
 TENANT_COLUMN = "tenant_id"
 
 
-class DriftError(PermanentError):
-    """
-    A table does not look the same on both sides. No row of its new shape was applied.
-
-    :ivar commit_lsn: what was committed before it can be applied, where that is known.
-    """
-
-    commit_lsn: int | None = None
-
-
 _OUTDATED = (
     "These rows were written before both sides had the shape that they have now, and nobody can"
     ' tell what they would be in it: the tenant must be copied again. Clear the task "backfill" and'
     " those after it."
 )
-
-
-class OutdatedShapeError(DriftError, CopyAgainError):
-    """Rows are in the log in a shape that neither side has any more: nobody can apply them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,21 +89,6 @@ class StreamedTable:
     def new_changes(self) -> Changes:
         """Return an empty set of net changes for it."""
         return KeyedChanges(self.key) if self.key else KeylessChanges()
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedTables:
-    """
-    The tables that a backfill has cut into chunks, by schema and name.
-
-    :ivar oids: of the table of the source that each is; ``None``: it went.
-    :ivar copied: those of which something is copied, and all changes were sent.
-    :ivar unsent: those of which something is copied, and not all changes were sent.
-    """
-
-    oids: Mapping[tuple[str, str], int | None]
-    copied: Collection[tuple[str, str]]
-    unsent: Collection[tuple[str, str]] = ()
 
 
 class Relations:
@@ -333,44 +305,6 @@ def can_send_binary(sender: connection, tables: Iterable[tuple[str, str]]) -> bo
     with sender.cursor() as cursor:
         cursor.execute(_TEXT_ONLY, ([schema for schema, _ in names], [name for _, name in names]))
         return cursor.fetchone() == (False,)
-
-
-def check_same_columns(
-    label: str,
-    side: str,
-    sent: Sequence[tuple[str, str]],
-    expected: Sequence[tuple[str, str]],
-    *,
-    sender: str,
-    hint: str,
-    error: type[DriftError] = DriftError,
-) -> None:
-    """
-    Check that a table looks as it is expected to.
-
-    :param side: what *expected* was read from.
-    :param sent: name and type of each column, in order.
-    :raises DriftError: if it does not, as *error*.
-    """
-    if list(sent) == list(expected):
-        return
-    only_sent = [
-        f"{name} {type_name}" for name, type_name in sent if (name, type_name) not in expected
-    ]
-    missing = [
-        f"{name} {type_name}" for name, type_name in expected if (name, type_name) not in sent
-    ]
-    detail = (
-        f"Only in what the {sender} sends: {', '.join(only_sent) or 'nothing'}."
-        f" Only in the {side}: {', '.join(missing) or 'nothing'}."
-        if only_sent or missing
-        else f"The columns of the {side} have another order."
-    )
-    raise error(
-        f'table "{label}" has changed: its columns differ from the {side}',
-        detail=f"{detail} No row of the new shape was applied.",
-        hint=hint,
-    )
 
 
 def _check_key(table: Table, sent: Sequence[str]) -> None:

@@ -29,6 +29,7 @@ from tenantferry.schema.model import Table
 from tenantferry.stream.answers import Answers, Order
 from tenantferry.stream.applier import APPLY_SETTINGS, Applier
 from tenantferry.stream.draining import apply_before
+from tenantferry.stream.drift import DriftError
 from tenantferry.stream.failures import RefusedValueError, explain
 from tenantferry.stream.heartbeat import Heartbeat
 from tenantferry.stream.labels import check_labels
@@ -37,7 +38,7 @@ from tenantferry.stream.partial import CopiedPart, settle_part
 from tenantferry.stream.planned import read_planned_tables, tell_unsent
 from tenantferry.stream.progress import TargetProgress
 from tenantferry.stream.reading import Reader
-from tenantferry.stream.relations import DriftError, Relations, can_send_binary
+from tenantferry.stream.relations import Relations, can_send_binary
 from tenantferry.stream.remembering import Memory
 from tenantferry.stream.scope import forward_scope
 from tenantferry.stream.standing import find_standing
