@@ -21,8 +21,8 @@ from tenantferry.backfill.finished import find_obstacle
 from tenantferry.backfill.workers import copy_chunks
 from tenantferry.connections import open_connection
 from tenantferry.control.chunks import has_pending_chunks, read_chunks, record_published
-from tenantferry.control.streams import require_stream
-from tenantferry.errors import TenantferryError, TransientError
+from tenantferry.control.streams import mark_copy_again, require_stream
+from tenantferry.errors import CopyAgainError, TenantferryError, TransientError
 from tenantferry.fleet import Tenant
 from tenantferry.schema.catalog import read_tables
 from tenantferry.schema.model import Table
@@ -241,6 +241,21 @@ def test_copy_unpublish_write_publish_copy_catch_up(later: Rounds, gap: tuple[st
     with pytest.raises(DriftError, match="not all changes of tables"):
         later.catch_up()
     later.copy_round()
+    later.finish()
+
+
+def test_copy_publication_dropped_write_publish_catch_up(later: Rounds) -> None:
+    """Before PostgreSQL 18 nobody can read what was written meanwhile: all is copied again."""
+    run(later.source, f"DROP PUBLICATION {later.tenant.publication}")
+    later.write("UPDATE later SET name = 'not sent' WHERE id = 2")
+    later.tables()
+
+    with pytest.raises(CopyAgainError, match="while its publication was not there") as lost:
+        later.catch_up()
+
+    assert '"preflight"' in lost.value.hint
+    mark_copy_again(later.target, later.tenant.key, needed=True)
+    later.run_backfill()
     later.finish()
 
 

@@ -20,6 +20,9 @@ from psycopg2.extensions import connection
 
 from tenantferry.errors import TransientError
 
+_SQLSTATE = ord("C")
+_UNDEFINED_OBJECT = b"42704"
+
 # Searching the extension finds what it is linked against: the libpq of its connections. These
 # calls never wait, so they keep the interpreter lock, which is dearer to get back than they are.
 _LIBPQ = ctypes.PyDLL(_psycopg.__file__)
@@ -47,6 +50,13 @@ _get_result.restype = ctypes.c_void_p
 _result_error = _LIBPQ.PQresultErrorMessage
 _result_error.argtypes = (ctypes.c_void_p,)
 _result_error.restype = ctypes.c_char_p
+_result_field = _LIBPQ.PQresultErrorField
+_result_field.argtypes = (ctypes.c_void_p, ctypes.c_int)
+_result_field.restype = ctypes.c_char_p
+
+
+class NoPublicationError(TransientError):
+    """There was no publication when something was written that the slot has not sent yet."""
 
 
 class CopyBoth:
@@ -91,6 +101,8 @@ class CopyBoth:
             return None
         if size == -1:
             result = _get_result(self._pgconn)
+            if result and _result_field(result, _SQLSTATE) == _UNDEFINED_OBJECT:
+                raise self._lost(_result_error(result), NoPublicationError)
             raise self._lost(_result_error(result) if result else None)
         raise self._lost(_error_message(self._pgconn))
 
@@ -103,8 +115,10 @@ class CopyBoth:
         if _put_copy_data(self._pgconn, message, len(message)) != 1 or _flush(self._pgconn) < 0:
             raise self._lost(_error_message(self._pgconn))
 
-    def _lost(self, message: bytes | None) -> TransientError:
-        return TransientError(
+    def _lost(
+        self, message: bytes | None, error: type[TransientError] = TransientError
+    ) -> TransientError:
+        return error(
             "the server ended the stream",
             detail=" ".join((message or b"").decode("utf-8", "replace").split()),
             hint="Look at the log of that server if a retry does not help.",

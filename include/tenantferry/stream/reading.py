@@ -165,8 +165,7 @@ class Reader:
             changes.delete(message.old)
 
     def _truncate(self, message: Truncate) -> None:
-        tables = [table for oid in message.relations if (table := self._relations[oid])]
-        if tables:
+        if tables := self._relations.truncated(message.relations):
             self.batch.truncate(tables)
             self.batch.changes += 1
             self._changes.clear()

@@ -141,6 +141,11 @@ class Relations:
             raise _tell_partition(suspect)
         return table
 
+    def truncated(self, oids: Iterable[int]) -> list[StreamedTable]:
+        """Return those that are part of the move. No partition of a published root is sent so."""
+        self._suspect = None
+        return [table for oid in oids if (table := self._known[oid][1]) is not None]
+
     def learn(self, relation: Relation) -> None:
         """
         Check a table that the source is about to send changes of.
@@ -151,8 +156,13 @@ class Relations:
         :raises DriftError: if source and target do not agree about its columns, or if it is not
             the table any more that was copied under its name.
         """
-        known = self._known.get(relation.oid)
-        if known is None or known[0] != relation:
+        known, table = self._known.get(relation.oid, (None, None))
+        # What depends on names is looked at again: they may have changed since.
+        is_settled = table is not None and (table.schema, table.name) == (
+            relation.schema,
+            relation.name,
+        )
+        if known != relation or not is_settled:
             self._known[relation.oid] = relation, self._find(relation)
 
     def _find(self, relation: Relation) -> StreamedTable | None:

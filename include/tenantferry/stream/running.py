@@ -28,6 +28,7 @@ from tenantferry.lsn import format_lsn
 from tenantferry.schema.model import Table
 from tenantferry.stream.answers import Answers, Order
 from tenantferry.stream.applier import APPLY_SETTINGS, Applier
+from tenantferry.stream.copyboth import NoPublicationError
 from tenantferry.stream.draining import apply_before
 from tenantferry.stream.drift import DriftError
 from tenantferry.stream.failures import RefusedValueError, explain
@@ -42,7 +43,12 @@ from tenantferry.stream.relations import Relations, can_send_binary
 from tenantferry.stream.remembering import Memory
 from tenantferry.stream.scope import forward_scope
 from tenantferry.stream.standing import find_standing
-from tenantferry.stream.takeover import settle_origin, take_slot, take_target
+from tenantferry.stream.takeover import (
+    LostChangesError,
+    settle_origin,
+    take_slot,
+    take_target,
+)
 from tenantferry.stream.walsender import Walsender
 from tenantferry.stream.worker import Worker
 from tenantferry.throttle.throttle import UNTHROTTLED, Throttle
@@ -124,6 +130,14 @@ def run_stream(
             has_drifted = True
             apply_until(drift)
             raise
+    except NoPublicationError as error:
+        lost = LostChangesError(
+            f'changes of tenant "{tenant.key}" were written while its publication was not there',
+            detail=error.detail,
+            hint='Clear the task "preflight" and those after it: the tenant is copied again.',
+        )
+        record_failure(target_params, tenant.key, str(lost))
+        raise lost from None
     except TenantferryError as error:
         record_failure(target_params, tenant.key, str(error), compare_all=has_drifted)
         raise
