@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from drill_fleet import DrillFleet
-from drill_holds import hold_row_to_copy, target_of
+from drill_holds import hold_rows_to_copy, target_of
 from drill_steps import RECORDED, bring_to
 from drill_verdict import conclude
 
@@ -40,7 +40,7 @@ def kill_tasks(fleet: DrillFleet) -> Killed:
     """Kill a backfill half-way, then the stream."""
     key = "killed"
     fleet.wait_for("a table of another tenant", lambda: fleet.query(_IS_READY) == [(True,)])
-    with hold_row_to_copy(fleet, key):
+    with hold_rows_to_copy(fleet, key):
         fleet.trigger(key)
         pid = fleet.wait_for(
             "a backfill", lambda: fleet.find_waiting(target_of(fleet), f"backfill copy {key}")

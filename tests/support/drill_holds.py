@@ -26,6 +26,8 @@ CREATE TRIGGER wait BEFORE UPDATE ON tenantferry.write_pauses FOR EACH ROW
     WHEN (OLD.resumed_at IS NULL AND NEW.resumed_at IS NOT NULL)
     EXECUTE FUNCTION drills.wait();
 """
+# A chunk of the drill that needs them has as many.
+_ROWS_HELD = 100
 _STEP_LOCK = "SELECT pg_advisory_lock(hashtextextended('tenantferry step ' || %s, 0))"
 
 
@@ -66,16 +68,19 @@ def target_of(fleet: DrillFleet) -> ConnectionParams:
     return fleet.local.target.superuser.with_database(fleet.local.target_params.database)
 
 
-def hold_row_to_copy(fleet: DrillFleet, key: str) -> Hold:
-    """Make the copying of one item in the middle wait: its key is taken, for now."""
+def hold_rows_to_copy(fleet: DrillFleet, key: str) -> Hold:
+    """Make the copying of the items in the middle wait: their keys are taken, for now."""
     tenant = fleet.tenant(key)
+    # Clients delete some of these before they are copied, and never as many.
+    first = tenant.rows // 4
     return Hold(
         target_of(fleet),
         "SET LOCAL session_replication_role = replica;"
         " INSERT INTO public.invoice_items (tenant_id, id, invoice_id, description, unit_price)"
-        " VALUES (%s, %s, 1, 'taken', 1)",
+        " SELECT %s, id, 1, 'taken', 1 FROM generate_series(%s, %s) AS id",
         str(tenant.id),
-        tenant.rows // 4,
+        first,
+        first + _ROWS_HELD - 1,
     )
 
 
