@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 
 import pytest
+from psycopg2.extensions import connection
 
 from reverse_stage import Way, execute, start_process, wait_until
 from tenantferry.connections import SESSION_SETTINGS, open_connection
@@ -22,6 +23,8 @@ from tenantferry.lsn import parse_lsn
 from tenantferry.stream.marker import emit_marker
 
 _CONFIRMED = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = %s"
+_COMMIT = "SELECT pg_logical_emit_message(true, 'filler', '')"
+_WAITS = "SELECT wait_event IS NOT DISTINCT FROM 'SyncRep' FROM pg_stat_activity WHERE pid = %s"
 # Log that is nobody's: a table without tenants is not published.
 _WRITE_LOG = "SELECT pg_logical_emit_message(false, 'filler', repeat('x', 1000000))"
 
@@ -317,13 +320,13 @@ def test_a_grace_is_not_passed_over_while_its_commit_cannot_be_seen_yet(
         wait_until(lambda: way.slot.reported_at is not None)
         with (
             closing(open_connection(way.target_params, purpose="look", autocommit=True)) as look,
-            waiting_for_a_standby(target_server),
+            waiting_for_a_standby(target_server, way, look),
         ):
             flip = threading.Thread(
                 target=way.begin_grace, args=("acme",), kwargs={"attempt": attempt}
             )
             flip.start()
-            wait_until(lambda: execute(look, _WAITS) == [(True,)])
+            wait_until(lambda: waits_for_a_standby(look, way.target))
             threading.Event().wait(0.3)
             seen = execute(look, "SELECT count(*) FROM tenantferry.graces")
         flip.join()
@@ -334,19 +337,35 @@ def test_a_grace_is_not_passed_over_while_its_commit_cannot_be_seen_yet(
     assert way["acme"].rows("items") == ["(1,a)"]
 
 
-_WAITS = "SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-
-
 @contextmanager
-def waiting_for_a_standby(server: PostgresServer) -> Iterator[None]:
-    """Let commits be acknowledged by a standby that does not exist."""
+def waiting_for_a_standby(server: PostgresServer, way: Way, look: connection) -> Iterator[None]:
+    """Let commits be acknowledged by a standby that does not exist, from now on."""
+    is_over = threading.Event()
+    probe = open_connection(way.target_params, purpose="probe", autocommit=True)
+    execute(probe, "SET synchronous_commit = on")
+
+    def commit() -> None:
+        while not is_over.is_set():
+            execute(probe, _COMMIT)
+
+    committing = threading.Thread(target=commit)
     server.psql("-c", "ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
     server.psql("-c", "SELECT pg_reload_conf()")
+    committing.start()
     try:
+        # The server takes the setting up some time after it was told to.
+        wait_until(lambda: waits_for_a_standby(look, probe))
         yield
     finally:
+        is_over.set()
         server.psql("-c", "ALTER SYSTEM RESET synchronous_standby_names")
         server.psql("-c", "SELECT pg_reload_conf()")
+        committing.join()
+        probe.close()
+
+
+def waits_for_a_standby(look: connection, session: connection) -> bool:
+    return execute(look, _WAITS, session.info.backend_pid) == [(True,)]
 
 
 def dict_of(settings: Mapping[str, str]) -> dict[str, str]:
