@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 import recording_notifier
+from scheduler_log import may_be_answered
 from tenantferry.connections import open_connection
 from tenantferry.local.airflow_api import AirflowApi
 from tenantferry.local.fleet import LocalFleet, LocalTenant
@@ -84,15 +85,26 @@ class Leaving:
             self.moves[tenant.key] = self.api.trigger(f"migrate_{tenant.key}")
         for key in ("acme", "globex"):
             self.wait_for_end(f"migrate_{key}", self.moves[key])
-        self.wait_for_state("migrate_initech", self.moves["initech"], ("approve", -1))
+        self.wait_for(
+            "initech asking", lambda: self.is_asking("migrate_initech", self.moves["initech"])
+        )
 
-    def wait_for_state(self, dag_id: str, run_id: str, task: tuple[str, int]) -> None:
-        """Wait until a task asks a person."""
-
-        def is_asking() -> bool:
-            return self.api.mapped_states(dag_id, run_id).get(task) == "awaiting_input"
-
-        self.wait_for(f"{dag_id} {task} asking", is_asking)
+    def is_asking(self, dag_id: str, run_id: str, map_index: int = -1) -> bool:
+        """Tell whether a run asks for approval, and may be answered."""
+        assert self.fleet.airflow is not None
+        task = self.api.mapped_tasks(dag_id, run_id).get(("approve", map_index))
+        return (
+            task is not None
+            and task["state"] == "awaiting_input"
+            and may_be_answered(
+                self.fleet.airflow,
+                dag_id,
+                run_id,
+                "approve",
+                try_number=task["try_number"],
+                map_index=map_index,
+            )
+        )
 
     def wait_for_end(self, dag_id: str, run_id: str) -> None:
         def is_over() -> bool:
@@ -133,18 +145,16 @@ class Leaving:
         """Answer every request, in the order of the tenants, and wait for the end of the run."""
 
         def is_over() -> bool:
-            states = self.states(run_id)
             for index, option in enumerate(options):
-                # Airflow 3.3.2 takes a task that is answered within its scheduler's next loop for
-                # one that was killed, and asks again.
-                if states.get(("approve", index)) == "awaiting_input":
+                if self.is_asking(RETIRE, run_id, index):
                     self.api.respond(RETIRE, run_id, "approve", option=option, map_index=index)
             return self.api.run_state(RETIRE, run_id) in ("success", "failed")
 
         self.wait_for("end of the run", is_over)
 
     def states(self, run_id: str) -> dict[tuple[str, int], str | None]:
-        return self.api.mapped_states(RETIRE, run_id)
+        tasks = self.api.mapped_tasks(RETIRE, run_id)
+        return {place: task["state"] for place, task in tasks.items()}
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import threading
 import time
 from collections import defaultdict
@@ -18,6 +17,7 @@ import psutil  # type: ignore[import-untyped]  # comes without types
 import psycopg2
 
 from live_fleet import DrillFailedError, LiveFleet
+from scheduler_log import may_be_answered
 from tenantferry.connections import ConnectionParams, open_connection
 from tenantferry.control.registry import ensure_control_schema
 from tenantferry.fleet.pools import CUTOVER_POOL
@@ -231,23 +231,15 @@ class DrillFleet(LiveFleet):
         self.wait_for_task(key, "probe", "upstream_failed")
 
     def wait_until_asked(self, key: str) -> None:
-        """
-        Wait until a run asks for approval, and may be answered.
-
-        Airflow 3.3.2 fails a task whose answer comes before its scheduler has heard that the
-        process which asked has ended. Only the scheduler's log tells when it has.
-        """
+        """Wait until a run asks for approval, and may be answered."""
         self.wait_for_task(key, "approve", "awaiting_input")
         run = self.runs[key]
         number = self.try_number(key, "approve")
-        heard = re.compile(
-            rf"TaskInstance Finished: dag_id={run.dag_id}, task_id=approve,"
-            rf" run_id={re.escape(run.run_id)}, .* state=awaiting_input,.* try_number={number},"
-        )
-        log = self.airflow.directory / "scheduler.log"
         self.wait_for(
             f"the scheduler to hear of {key}",
-            lambda: heard.search(log.read_text("utf-8", "replace")),
+            lambda: may_be_answered(
+                self.airflow, run.dag_id, run.run_id, "approve", try_number=number
+            ),
             recheck_seconds=_AIRFLOW_RECHECK_SECONDS,
         )
 

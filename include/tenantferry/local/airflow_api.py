@@ -110,13 +110,15 @@ class AirflowApi:
         """Return task id to state; ``None`` for a task that waits for others."""
         return {name: task["state"] for name, task in self.tasks(dag_id, run_id).items()}
 
-    def mapped_states(self, dag_id: str, run_id: str) -> dict[tuple[str, int], str | None]:
-        """Return task id and map index to state; the index of a task that is not mapped is -1."""
+    def mapped_tasks(self, dag_id: str, run_id: str) -> dict[tuple[str, int], dict[str, Any]]:
+        """
+        Return all that Airflow says of the tasks of a run, by task id and map index.
+
+        The index of a task that is not mapped is -1.
+        """
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances"
-        return {
-            (task["task_id"], task["map_index"]): task["state"]
-            for task in self._list(path, "task_instances")
-        }
+        tasks = self._list(path, "task_instances")
+        return {(task["task_id"], task["map_index"]): task for task in tasks}
 
     def clear(
         self, dag_id: str, run_id: str, task_ids: list[str], *, downstream: bool = False
