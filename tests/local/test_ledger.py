@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -105,3 +107,15 @@ def test_stop_all_may_run_when_nothing_was_started(tmp_path: Path) -> None:
 
     assert Ledger(tmp_path / "fleet.json").stop_all() == []
     assert time.monotonic() - began < 5
+
+
+def test_what_is_recorded_at_the_same_time_is_all_kept(tmp_path: Path) -> None:
+    # A fleet starts its clients and its Airflow side by side.
+    path = tmp_path / "fleet.json"
+    names = [f"{thread} {number}" for thread in range(4) for number in range(25)]
+    here = os.getpid()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda name: Ledger(path).record(name, Role.SESSION, here), names))
+
+    assert sorted(entry.name for entry in Ledger(path).read()) == sorted(names)

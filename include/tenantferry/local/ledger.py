@@ -7,10 +7,12 @@ else's process is left alone. Nothing is ever searched by name.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -56,7 +58,7 @@ class Recorded:
 
 class Ledger:
     """
-    The file of one local fleet.
+    The file of one local fleet. Threads and processes may use it at the same time.
 
     :param path: made by the first record.
     """
@@ -70,7 +72,8 @@ class Ledger:
             created = psutil.Process(pid).create_time()
         except psutil.NoSuchProcess:
             return
-        self._write([*self.read(), Recorded(name, role, pid, created)])
+        with self._changing():
+            self._write([*self.read(), Recorded(name, role, pid, created)])
 
     def read(self) -> list[Recorded]:
         """Return what was recorded and not yet stopped."""
@@ -97,12 +100,29 @@ class Ledger:
             patience = _SERVER_PATIENCE_SECONDS if role is Role.SERVER else _PATIENCE_SECONDS
             _stop(running, _SIGNALS[role], patience_seconds=patience)
             stopped += [entry.name for entry in running]
-            self._write([entry for entry in self.read() if entry.role is not role])
-        self._path.unlink(missing_ok=True)
+            self._forget(recorded)
         return stopped
 
+    def _forget(self, stopped: Sequence[Recorded]) -> None:
+        with self._changing():
+            if left := [entry for entry in self.read() if entry not in stopped]:
+                self._write(left)
+            else:
+                self._path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Let nobody else change it meanwhile."""
+        directory = self._path.parent
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
     def _write(self, entries: Iterable[Recorded]) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         partial = self._path.with_suffix(".partial")
         partial.write_text(json.dumps([asdict(entry) for entry in entries], indent=1), "utf-8")
         partial.replace(self._path)
