@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from psycopg2.extensions import connection
 
+from slots import drop_slots
 from tenantferry.connections import ConnectionParams, open_connection
 from tenantferry.control.registry import ensure_control_schema
 from tenantferry.local.accounts import servers_directory
@@ -135,12 +136,7 @@ def source_params(source_server: PostgresServer) -> Iterator[ConnectionParams]:
     source_server.psql("-c", f"CREATE DATABASE {name} OWNER app_owner")
     _apply_privileges(source_server, "source_privileges.sql", name, "--set=owner=app_owner")
     yield _migration_params(source_server, name)
-    source_server.psql(
-        "-c",
-        "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots"
-        f" WHERE database = '{name}'",
-    )
-    _drop_slots(source_server, name)
+    drop_slots(source_server, f"database = '{name}'")
     source_server.psql("-c", f"DROP DATABASE {name} WITH (FORCE)")
 
 
@@ -210,11 +206,3 @@ def _apply_privileges(server: PostgresServer, file: str, database: str, *argumen
     script = resources.files("tenantferry.schema").joinpath(file)
     with resources.as_file(script) as path:
         server.psql(*arguments, f"--file={path}", database=database)
-
-
-def _drop_slots(server: PostgresServer, database: str) -> None:
-    server.psql(
-        "-c",
-        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
-        f" WHERE database = '{database}' AND NOT temporary",
-    )

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from uuid import UUID
 
 import pytest
 from psycopg2 import sql
 from psycopg2.extensions import connection
 
+from stream_thread import StreamThread
 from tenantferry.backfill.running import run_backfill
 from tenantferry.connections import ConnectionParams, open_connection
 from tenantferry.control.registry import ensure_registered
 from tenantferry.control.streams import StreamRecord, require_stream, reset_stream
-from tenantferry.errors import TransientError
 from tenantferry.fleet import Source, Tenant
 from tenantferry.lsn import parse_lsn
 from tenantferry.schema.catalog import read_tables
 from tenantferry.schema.publication import ensure_publication, read_entries
 from tenantferry.stream.catching_up import catch_up
-from tenantferry.stream.handshake import wait_for_position
 from tenantferry.stream.marker import emit_marker
 from tenantferry.stream.running import StreamResult, run_stream
 
@@ -43,73 +40,31 @@ def execute(session: connection, statement: str, *values: Any) -> list[tuple[Any
         return cursor.fetchall() if cursor.description else []
 
 
-class Streaming:
-    """One run of the stream in a thread; leaving the block interrupts it."""
+class Streaming(StreamThread[StreamResult]):
+    """One run of the stream."""
 
     def __init__(self, move: Move, **options: Any) -> None:
+        super().__init__()
         self.move = move
-        self.stop = threading.Event()
-        self.result: StreamResult | None = None
-        self.error: BaseException | None = None
         self._options = options
-        self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def _run(self) -> None:
+    def call(self) -> StreamResult:
+        """Stream until told to stop."""
         move = self.move
-        try:
-            self.result = run_stream(
-                move.source_params,
-                move.target_params,
-                move.tenant,
-                read_tables(move.source, move.tenant),
-                stop=self.stop,
-                **self._options,
-            )
-        except BaseException as error:  # noqa: BLE001  # the test looks at it
-            self.error = error
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop.set()
-        self.join()
-        if kind is None and self.error is not None:
-            raise self.error
-
-    def join(self, timeout: float = 60) -> None:
-        """Wait for its end."""
-        self._thread.join(timeout)
-        assert not self._thread.is_alive()
+        return run_stream(
+            move.source_params,
+            move.target_params,
+            move.tenant,
+            read_tables(move.source, move.tenant),
+            stop=self.stop,
+            **self._options,
+        )
 
     def catch_up(self, timeout: float = 30) -> None:
         """Wait until everything committed so far is applied."""
-        lsn = emit_marker(self.move.source, self.move.tenant)
-        deadline = time.monotonic() + timeout
-        while True:
-            try:
-                wait_for_position(
-                    self.move.target_params, self.move.tenant.key, lsn, timeout_seconds=2
-                )
-            except TransientError:
-                assert self.error is None, f"the stream failed: {self.error}"
-                if time.monotonic() > deadline:
-                    raise
-            else:
-                return
-
-    def failure(self, timeout: float = 30) -> BaseException:
-        """Wait until it fails, and return the error."""
-        self._thread.join(timeout)
-        assert self.error is not None, "the stream did not fail"
-        error, self.error = self.error, None
-        return error
+        move = self.move
+        lsn = emit_marker(move.source, move.tenant)
+        self.wait_for(move.target_params, move.tenant.key, lsn, timeout=timeout)
 
 
 class Move:
@@ -290,18 +245,3 @@ def move(
     made = Move(acme, (source, source_owner, target), (source_params, target_params))
     with made.later_sessions:
         yield made
-    # Slots belong to the cluster; the next test has a tenant of the same key. The test may have
-    # ended the session that it had.
-    with closing(open_connection(source_params, purpose="test end", autocommit=True)) as session:
-        execute(
-            session,
-            "SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots"
-            " WHERE slot_name = %s AND active",
-            acme.slot,
-        )
-        execute(
-            session,
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
-            " WHERE slot_name = %s",
-            acme.slot,
-        )

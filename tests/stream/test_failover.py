@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from slots import drop_slots
 from standby import create_standby, cut_off, wait_until_replayed, wait_until_true
 from tenantferry.control.streams import StreamState
 from tenantferry.errors import TransientError
@@ -49,11 +50,7 @@ def copied(source_server: PostgresServer) -> Iterator[Callable[..., PostgresServ
     for standby in standbys:
         standby.stop("immediate")
         shutil.rmtree(standby.directory)
-    source_server.psql(
-        "-c",
-        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
-        " WHERE slot_type = 'physical'",
-    )
+    drop_slots(source_server, "slot_type = 'physical'")
 
 
 @pytest.fixture

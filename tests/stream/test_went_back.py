@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from standby import wait_until_true
 from tenantferry.backfill.finished import find_obstacle
 from tenantferry.connections import open_connection
 from tenantferry.control.streams import StreamState, reset_stream
@@ -142,7 +143,9 @@ def test_catch_up_notices_a_source_that_was_put_back(move: Any, put_back: PutBac
         catch_up(move.source_params, move.target_params, move.tenant, tables, read_log_end(move))
 
 
-def test_a_source_that_was_put_back_no_further_than_p_goes_on(move: Any, put_back: PutBack) -> None:
+def test_a_source_that_was_put_back_no_further_than_p_goes_on(
+    move: Any, put_back: PutBack, source_server: PostgresServer
+) -> None:
     """Beyond P the slot was confirmed over log that held nothing of the tenant."""
     move.execute(
         move.target, "UPDATE tenantferry.streams SET confirmed = confirmed + (1 << 30)::numeric"
@@ -154,6 +157,7 @@ def test_a_source_that_was_put_back_no_further_than_p_goes_on(move: Any, put_bac
     assert move.rows("items") == move.source_rows("items") == ["(1,a)", "(2,b)"]
     # Else a slot that somebody else consumes would pass.
     assert move.record.confirmed <= read_log_end(move)
+    wait_until_true(source_server, "SELECT active_pid IS NULL FROM pg_replication_slots")
     move.run("INSERT INTO items VALUES (3, 'c')")
     move.execute(
         move.source, "SELECT pg_replication_slot_advance(%s, pg_current_wal_lsn())",

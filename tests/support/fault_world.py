@@ -18,6 +18,7 @@ from uuid import UUID
 from psycopg2.extensions import connection
 
 from fault_proxy import Proxy
+from slots import drop_slots
 from tenantferry.connections import ConnectionParams, open_connection
 from tenantferry.control.registry import ensure_control_schema
 from tenantferry.fleet import Source, Tenant
@@ -37,13 +38,6 @@ _SETTINGS = {
     "max_replication_slots": "10",
 }  # fmt: skip
 _DISK_SIZE = "400m"
-_END_READERS = (
-    "SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots"
-    " WHERE database = '{}' AND active_pid IS NOT NULL"
-)
-_DROP_SLOTS = (
-    "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = '{}'"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +129,8 @@ class World:
         finally:
             self.mend()
             for server in (self.source, self.target):
-                server.psql("-c", _END_READERS.format(name), "-c", _DROP_SLOTS.format(name),
-                            "-c", f"DROP DATABASE {name} WITH (FORCE)")  # fmt: skip
+                drop_slots(server, f"database = '{name}'")
+                server.psql("-c", f"DROP DATABASE {name} WITH (FORCE)")
 
     def _make_stay(self, name: str) -> Stay:
         source = self._params(self.source, name)

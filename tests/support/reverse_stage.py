@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from importlib import resources
 from itertools import count
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from uuid import UUID
 
 from psycopg2 import sql
 from psycopg2.extensions import connection
 
+from slots import drop_slots
+from stream_thread import StreamThread
 from tenantferry.connections import ConnectionParams, open_connection
 from tenantferry.control.direction import Direction
 from tenantferry.control.graces import (
@@ -35,7 +36,7 @@ from tenantferry.control.graces import (
 from tenantferry.control.registry import ensure_registered
 from tenantferry.control.reverse_slot import ReverseSlot, read_reverse_slot
 from tenantferry.control.streams import StreamRecord, require_stream
-from tenantferry.errors import PermanentError, TransientError
+from tenantferry.errors import PermanentError
 from tenantferry.fleet import Source, Tenant
 from tenantferry.local.postgres import PostgresServer
 from tenantferry.reverse.marker import emit_grace, emit_grace_over
@@ -43,7 +44,6 @@ from tenantferry.reverse.running import LaneSource, ReverseResult, run_reverse
 from tenantferry.reverse.slot import ensure_reverse
 from tenantferry.schema.isolation import ensure_isolation
 from tenantferry.schema.roles import ensure_tenant_role
-from tenantferry.stream.handshake import wait_for_position
 from tenantferry.stream.marker import emit_marker
 from tenantferry.traffic.fence import plan_fence, raise_fence
 
@@ -118,72 +118,25 @@ class Side:
         return sorted(row[0] for row in execute(session, query.as_string(session)))
 
 
-class Following:
-    """One run of the reverse streams in a thread; leaving the block interrupts it."""
+class Following(StreamThread[ReverseResult]):
+    """One run of the reverse streams."""
 
     def __init__(self, way: Way, **options: Any) -> None:
+        super().__init__()
         self.way = way
-        self.stop = threading.Event()
-        self.result: ReverseResult | None = None
-        self.error: BaseException | None = None
         self._options = {"wal_budget_bytes": 1 << 40, **options}
-        self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def _run(self) -> None:
-        try:
-            self.result = run_reverse(
-                self.way.target_params, self.way.find_source, stop=self.stop, **self._options
-            )
-        except BaseException as error:  # noqa: BLE001  # the test looks at it
-            self.error = error
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop.set()
-        self.join()
-        if kind is None and self.error is not None:
-            raise self.error
-
-    def join(self, timeout: float = 60) -> None:
-        """Wait for its end."""
-        self._thread.join(timeout)
-        assert not self._thread.is_alive()
-
-    def failure(self, timeout: float = 30) -> BaseException:
-        """Wait until it fails, and return the error."""
-        self._thread.join(timeout)
-        assert self.error is not None, f"the streams did not fail: {self.result}"
-        error, self.error = self.error, None
-        return error
+    def call(self) -> ReverseResult:
+        """Follow the target until told to stop."""
+        way = self.way
+        return run_reverse(way.target_params, way.find_source, stop=self.stop, **self._options)
 
     def catch_up(self, *keys: str, timeout: float = 20) -> None:
         """Wait until everything that was committed so far is applied, for some or all tenants."""
-        for key in keys or self.way.sides:
-            lsn = emit_marker(self.way.target, self.way.sides[key].tenant)
-            deadline = time.monotonic() + timeout
-            while True:
-                try:
-                    wait_for_position(
-                        self.way.target_params,
-                        key,
-                        lsn,
-                        timeout_seconds=2,
-                        direction=Direction.REVERSE,
-                    )
-                except TransientError:
-                    assert self.error is None, f"the streams failed: {self.error}"
-                    if time.monotonic() > deadline:
-                        raise
-                else:
-                    break
+        way = self.way
+        for key in keys or way.sides:
+            lsn = emit_marker(way.target, way.sides[key].tenant)
+            self.wait_for(way.target_params, key, lsn, direction=Direction.REVERSE, timeout=timeout)
 
 
 @dataclass
@@ -397,15 +350,8 @@ def start_process(
 
 
 def drop_slot(server: PostgresServer) -> None:
-    """Slots belong to the cluster; the next test has one of the same name."""
-    server.psql(
-        "-c",
-        "SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots"
-        f" WHERE slot_name = '{REVERSE_SLOT}' AND active",
-        "-c",
-        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
-        f" WHERE slot_name = '{REVERSE_SLOT}'",
-    )
+    """Drop the slot of the reverse streams, which the next test has, too."""
+    drop_slots(server, f"slot_name = '{REVERSE_SLOT}'")
 
 
 def make_way(
