@@ -15,6 +15,8 @@ MINUTES ?= 10
 SOAK_TESTS = tests/model tests/faults
 SCRIPT ?= .local/model/failed.sql
 export TENANTS ROWS RATE TENANT_SQL SOURCE_PG TARGET_PG KEEP STORY SOAK_SEED
+# Each task of Airflow is a process, which would compile all of Airflow again.
+unexport PYTHONDONTWRITEBYTECODE
 # Airflow and its workers are started by name, so the environment comes first on PATH.
 USE_PYTHON = python=$$(scripts/environment.sh $(PURPOSE)) && PATH="$$(dirname "$$python"):$$PATH" && \
 	export PYTHONPATH=include:plugins &&
