@@ -133,8 +133,9 @@ def oldest_target_server() -> Iterator[PostgresServer]:
 def source_params(source_server: PostgresServer) -> Iterator[ConnectionParams]:
     """An empty source database owned by ``app_owner``, as the migration role sees it."""
     name = f"source_{next(_numbers)}"
-    source_server.psql("-c", f"CREATE DATABASE {name} OWNER app_owner")
-    _apply_privileges(source_server, "source_privileges.sql", name, "--set=owner=app_owner")
+    _create_database(
+        source_server, f"{name} OWNER app_owner", "source_privileges.sql", "--set=owner=app_owner"
+    )
     yield _migration_params(source_server, name)
     drop_slots(source_server, f"database = '{name}'")
     source_server.psql("-c", f"DROP DATABASE {name} WITH (FORCE)")
@@ -165,17 +166,15 @@ def source_owner(source_params: ConnectionParams) -> Iterator[connection]:
 def target_params(target_server: PostgresServer) -> Iterator[ConnectionParams]:
     """A target database with its control schema, as the migration role sees it."""
     name = f"target_{next(_numbers)}"
-    target_server.psql("-c", f"CREATE DATABASE {name}")
-    _apply_privileges(target_server, "target_privileges.sql", name)
+    _create_database(target_server, name, "target_privileges.sql")
     params = _migration_params(target_server, name)
     opened = open_connection(params, purpose="test setup")
     with opened:
         ensure_control_schema(opened)
     opened.close()
     yield params
-    target_server.psql("-c", f"DROP DATABASE {name} WITH (FORCE)")
     # Roles outlive their database, and the next test makes its own.
-    target_server.psql("-c", _DROP_TENANT_ROLES)
+    target_server.psql("-c", f"DROP DATABASE {name} WITH (FORCE)", "-c", _DROP_TENANT_ROLES)
 
 
 @pytest.fixture
@@ -202,7 +201,15 @@ def _migration_params(server: PostgresServer, database: str) -> ConnectionParams
     )
 
 
-def _apply_privileges(server: PostgresServer, file: str, database: str, *arguments: str) -> None:
-    script = resources.files("tenantferry.schema").joinpath(file)
+def _create_database(
+    server: PostgresServer, description: str, privileges: str, *arguments: str
+) -> None:
+    name, *_ = description.split()
+    script = resources.files("tenantferry.schema").joinpath(privileges)
     with resources.as_file(script) as path:
-        server.psql(*arguments, f"--file={path}", database=database)
+        server.psql(
+            *arguments,
+            "-c", f"CREATE DATABASE {description}",
+            "-c", rf"\connect {name}",
+            f"--file={path}",
+        )  # fmt: skip
