@@ -304,15 +304,22 @@ def test_run_backfill_asks_for_a_retry_when_the_slot_is_lost_between_two_rounds(
     begun.finish()
 
 
-def test_run_backfill_begins_nothing_where_nothing_is_published(rounds: Rounds) -> None:
+@pytest.mark.parametrize("others", [[], ["others"]], ids=["nothing", "only what stays"])
+def test_run_backfill_begins_nothing_where_nothing_is_published(
+    rounds: Rounds, others: list[str]
+) -> None:
+    for name in others:
+        rounds.pair(name, "id bigint")
+        rounds.tables()
     rounds.pair("items", "id bigint")
+    moving = [t for t in read_tables(rounds.source, rounds.tenant) if t.name not in others]
 
     with pytest.raises(PermanentError, match=r"no table .* is published") as refused:
         run_backfill(
             rounds.source_params,
             rounds.target_params,
             rounds.tenant,
-            read_tables(rounds.source, rounds.tenant),
+            moving,
             catch_up=rounds.catch_up_to,
             report=rounds.reports.append,
         )

@@ -290,6 +290,16 @@ def test_a_table_that_does_not_move_any_more_stops_no_stream_for_ever(stage: Sta
     assert copied.tables == 2
 
 
+def test_a_retry_after_a_table_was_declared_not_to_move_copies_no_other(stage: Stage) -> None:
+    before = rows(stage.target, VERSIONS)
+    move = with_tenant(stage.move, tables={"public.written": TableKind.SKIP})
+
+    copied = backfill(move)
+
+    assert copied.tables == 1
+    assert rows(stage.target, VERSIONS) == before
+
+
 def test_of_a_table_that_comes_while_another_one_goes_only_itself_is_copied(stage: Stage) -> None:
     stage.ask("INSERT INTO public.written VALUES (1)")
     measure_lag(stage.move)

@@ -12,8 +12,9 @@ from move_stage import Stage, rows, with_tenant
 from rollback_stage import aliases, assert_still_live, create_table, who
 from tenantferry.connections import open_connection
 from tenantferry.control.graces import lose_way_back, read_grace
-from tenantferry.control.phases import IllegalPhaseError
+from tenantferry.control.phases import IllegalPhaseError, Phase
 from tenantferry.errors import PermanentError, TransientError
+from tenantferry.fleet import TableKind
 from tenantferry.local.postgres import PostgresServer
 from tenantferry.moves.cutover import cutover
 from tenantferry.moves.rollback import rollback
@@ -50,6 +51,26 @@ def test_rollback_pauses_nobody_when_the_reverse_stream_is_down(
     assert_still_live(stage)
     attempts = "SELECT count(*) FROM tenantferry.write_pauses WHERE direction = 'reverse'"
     assert rows(stage.target, attempts) == [(0,)]
+
+
+def test_rollback_is_refused_while_a_table_that_went_live_is_declared_not_to_move(
+    stage: Stage,
+) -> None:
+    cutover(stage.move)
+    declared = stage.move
+    quick = with_tenant(declared, lag_threshold_seconds=1)
+    stage.move = with_tenant(quick, tables={"public.written": TableKind.SKIP})
+    with stage.reversing():
+        stage.ask("INSERT INTO public.written VALUES (77)")
+        with pytest.raises(TransientError, match="is declared not to move any more"):
+            rollback(stage.move)
+    assert_still_live(stage)
+
+    stage.move = declared
+    with stage.reversing():
+        rollback(stage.move)
+    assert stage.phase() == Phase.STREAMING
+    assert rows(stage.source, "SELECT id FROM public.written") == [(77,)]
 
 
 def test_rollback_pauses_nobody_when_the_source_is_down(

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 from psycopg2 import sql
 from psycopg2.extensions import connection
 
+from tenantferry.connections import open_connection
 from tenantferry.errors import PermanentError
 from tenantferry.fleet import Tenant
+from tenantferry.local.postgres import PostgresServer
 from tenantferry.schema.catalog import read_tables
 from tenantferry.schema.publication import (
     check_published,
@@ -55,6 +59,29 @@ def test_ensure_publication_restores_its_options(
 
     assert ensure_publication(source, acme, tables)
     assert not ensure_publication(source, acme, tables)
+
+
+def test_ensure_publication_takes_generated_columns_out(
+    newest_source_server: PostgresServer, acme: Tenant
+) -> None:
+    newest_source_server.psql("-c", "CREATE DATABASE generated")
+    params = newest_source_server.superuser.with_database("generated")
+    with closing(open_connection(params, purpose="test", autocommit=True)) as source:
+        with source.cursor() as cursor:
+            cursor.execute(
+                "CREATE TABLE public.items"
+                " (id int PRIMARY KEY, n int GENERATED ALWAYS AS (1) STORED)"
+            )
+        tables = read_tables(source, acme)
+        ensure_publication(source, acme, tables)
+        with source.cursor() as cursor:
+            cursor.execute(
+                "ALTER PUBLICATION tenantferry_acme SET (publish_generated_columns = stored)"
+            )
+
+        assert ensure_publication(source, acme, tables)
+        assert not ensure_publication(source, acme, tables)
+    newest_source_server.psql("-c", "DROP DATABASE generated")
 
 
 def test_ensure_publication_publishes_a_root_and_no_table_for_its_parent_s_sake(

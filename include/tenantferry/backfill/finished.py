@@ -20,7 +20,7 @@ from tenantferry.errors import PermanentError
 from tenantferry.fleet import Tenant
 from tenantferry.lsn import format_lsn, parse_lsn
 from tenantferry.schema.model import Table
-from tenantferry.schema.publication import read_entries
+from tenantferry.schema.publication import read_entries, read_published
 
 # invalidation_reason came with PostgreSQL 17; a key that is not there reads as null.
 _SLOT_POSITION = """
@@ -191,20 +191,22 @@ def _compare_tables(
     copied = _copied_names(chunks)
     keys = {table.qualified: chunk_key(table) for table in tables}
     new = {table.qualified for table in find_new_tables(source, target, tenant, tables)}
-    # Of one that is published by the same entry, the rows are those of another name now.
-    published = set(read_entries(source, tenant).values())
+    # Where its entry is that of another name now, the rows are those of that name.
+    names = {table.entry: table.qualified for table in read_published(source, tenant)}
     changed = {
         name
         for chunk in chunks
         if (name := (chunk.schema, chunk.table)) in copied - new
         and (
-            chunk.published_as in published if name not in keys else chunk.key_columns != keys[name]
+            names.get(chunk.published_as, name) != name
+            if name not in keys
+            else chunk.key_columns != keys[name]
         )
     }
     if not changed:
         return None
-    names = ", ".join(f'"{schema}.{table}"' for schema, table in sorted(changed))
-    return f"tables were renamed, or have another key: {names}"
+    listed = ", ".join(f'"{schema}.{table}"' for schema, table in sorted(changed))
+    return f"tables were renamed, or have another key: {listed}"
 
 
 def _copied_names(chunks: Iterable[ChunkRecord]) -> set[tuple[str, str]]:

@@ -109,7 +109,7 @@ def copy_first_round(backfill: Backfill, source: connection, target: connection)
     files = read_heap_files(source, backfill.tables)
     # Before the snapshot: while an entry is the same, all changes are sent that it does not show.
     entries = read_entries(source, tenant)
-    if not entries:
+    if not any(table.qualified in entries for table in backfill.tables):
         raise PermanentError(
             f'no table of tenant "{tenant.key}" is published',
             hint='Clear the task "preflight" and those after it.',

@@ -178,6 +178,16 @@ def read_chunks(target: connection, tenant: str) -> list[ChunkRecord]:
         ]
 
 
+def read_chunk_tables(target: connection, tenant: str) -> set[tuple[str, str]]:
+    """Return schema and name of the tables that have chunks."""
+    with target.cursor() as cursor:
+        cursor.execute(
+            "SELECT DISTINCT table_schema, table_name FROM tenantferry.chunks WHERE tenant = %s",
+            (tenant,),
+        )
+        return {(schema, name) for schema, name in cursor}
+
+
 def has_pending_chunks(target: connection, tenant: str) -> bool:
     """Tell whether a chunk of a tenant is still to be copied."""
     with target.cursor() as cursor:

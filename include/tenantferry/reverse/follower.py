@@ -7,8 +7,10 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import psycopg2
 from psycopg2.extensions import connection
@@ -57,6 +59,7 @@ class Follower:
     Applies one lane until it is empty for a while, told to end, or fails.
 
     :param find_source: looks the tenant up; called in this thread.
+    :param read_copied: returns the tables that a tenant went live with; called in this thread.
     :param batch_bytes: about how much is netted and applied at once.
     :param idle_seconds: the session is closed when nothing came for so long.
     """
@@ -65,12 +68,14 @@ class Follower:
         self,
         lane: Lane,
         find_source: Callable[[str], LaneSource],
+        read_copied: Callable[[str], AbstractSet[tuple[str, str]]],
         *,
         batch_bytes: int,
         idle_seconds: float,
     ) -> None:
         self._lane = lane
         self._find_source = find_source
+        self._read_copied = read_copied
         self._batch_bytes = batch_bytes
         self._idle_seconds = idle_seconds
         self._session: connection | None = None
@@ -129,9 +134,8 @@ class Follower:
         began = begin_position(session, lane.grace, reached=lane.source_position)
         lane.attached(began)
         session.autocommit = False
-        collector = Collector(
-            lane, SourceTables(session, tenant, lane.shapes), batch_bytes=self._batch_bytes
-        )
+        tables = SourceTables(session, tenant, lane.shapes, partial(self._read_copied, tenant.key))
+        collector = Collector(lane, tables, batch_bytes=self._batch_bytes)
         applier = Applier(session, _SCOPE, SourceProgress(lane.grace), position=began.lsn)
         changes, transactions = began.changes, began.transactions
         logger.info("reverse stream follows tenant=%s from=%s", tenant.key, format_lsn(began.lsn))

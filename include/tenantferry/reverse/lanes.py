@@ -6,6 +6,7 @@ import os
 import queue
 import time
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 
 from tenantferry.control.graces import Grace
@@ -26,6 +27,7 @@ class Lanes:
     The lanes by the number of their grace, and the threads that empty them.
 
     :param find_source: looks a tenant up; called in a follower's thread.
+    :param read_copied: returns the tables that a tenant went live with; called there, too.
     :param memory_bytes: what all lanes together may take.
     """
 
@@ -33,12 +35,14 @@ class Lanes:
         self,
         shapes: list[Shape],
         find_source: Callable[[str], LaneSource],
+        read_copied: Callable[[str], AbstractSet[tuple[str, str]]],
         *,
         memory_bytes: int,
         idle_seconds: float,
     ) -> None:
         self._shapes = shapes
         self._find_source = find_source
+        self._read_copied = read_copied
         self._memory_bytes = memory_bytes
         self._idle_seconds = idle_seconds
         self._duties: dict[int, Duty] = {}
@@ -111,6 +115,7 @@ class Lanes:
             follower = Follower(
                 lane,
                 self._find_source,
+                self._read_copied,
                 batch_bytes=max(_LEAST_BYTES, min(_BATCH_BYTES, self._share)),
                 idle_seconds=self._idle_seconds,
             )

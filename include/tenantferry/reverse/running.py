@@ -7,12 +7,14 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 
 import psycopg2
 from psycopg2 import errors
 from psycopg2.extensions import connection
 
 from tenantferry.connections import ConnectionParams, open_connection
+from tenantferry.control.chunks import read_chunk_tables
 from tenantferry.control.graces import REVERSE_SLOT
 from tenantferry.control.reverse_slot import (
     ReverseSlot,
@@ -148,7 +150,10 @@ def _run(
         loop.lose(lane, reason)
 
     dispatcher = Dispatcher(walsender, control, position=record.confirmed, lose=lose)
-    lanes = Lanes(dispatcher.shapes, sources, memory_bytes=memory_bytes, idle_seconds=idle_seconds)
+    lanes = Lanes(
+        dispatcher.shapes, sources, partial(_read_copied, target), memory_bytes=memory_bytes,
+        idle_seconds=idle_seconds,
+    )  # fmt: skip
     stack.callback(lanes.end)
     loop = Loop(
         walsender=walsender,
@@ -171,6 +176,11 @@ def _run(
 
 
 _GIVEN_UP = "the reverse slot was given up"
+
+
+def _read_copied(target: ConnectionParams, tenant: str) -> set[tuple[str, str]]:
+    with closing(open_connection(target, purpose=f"reverse {tenant} tables")) as session, session:
+        return read_chunk_tables(session, tenant)
 
 
 def _take_slot(control: connection, record: ReverseSlot) -> None:

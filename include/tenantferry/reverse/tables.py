@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 
 from psycopg2.extensions import connection
 
 from tenantferry.fleet.declaration import TableKind, Tenant
 from tenantferry.reverse.change import Shape
-from tenantferry.schema.own_rows import inherits
+from tenantferry.schema.own_rows import is_plain
 from tenantferry.stream.drift import DriftError, check_same_columns
 from tenantferry.stream.relations import StreamedTable, read_written_columns
 
@@ -24,12 +25,20 @@ class SourceTables:
 
     :param source: open transaction or autocommit; asked for its columns.
     :param shapes: of the dispatcher; grows while this is used.
+    :param read_copied: returns schema and name of the tables that the tenant went live with.
     """
 
-    def __init__(self, source: connection, tenant: Tenant, shapes: Sequence[Shape]) -> None:
+    def __init__(
+        self,
+        source: connection,
+        tenant: Tenant,
+        shapes: Sequence[Shape],
+        read_copied: Callable[[], AbstractSet[tuple[str, str]]],
+    ) -> None:
         self._source = source
         self._tenant = tenant
         self._shapes = shapes
+        self._read_copied = read_copied
         self._known: dict[int, tuple[StreamedTable | None, tuple[int, ...]]] = {}
 
     def knows(self, number: int) -> bool:
@@ -47,7 +56,8 @@ class SourceTables:
 
         ``None`` in place of a table that does not move with this tenant.
 
-        :raises DriftError: if the source has no such table, or another one.
+        :raises DriftError: if the source has no such table, or another one, or if it moved with
+            the tenant before it was declared otherwise.
         """
         known = self._known.get(number)
         if known is None:
@@ -55,9 +65,17 @@ class SourceTables:
         return known
 
     def _look_up(self, shape: Shape) -> tuple[StreamedTable | None, tuple[int, ...]]:
-        if self._tenant.kind_of(shape.schema, shape.name) is not TableKind.TENANT:
-            return None, ()
         label = f"{shape.schema}.{shape.name}"
+        if self._tenant.kind_of(shape.schema, shape.name) is not TableKind.TENANT:
+            if (shape.schema, shape.name) in self._read_copied():
+                raise DriftError(
+                    f'table "{label}" went live with tenant "{self._tenant.key}", and is declared'
+                    " not to move any more",
+                    detail="The tenant's clients have changed rows of it in the target.",
+                    hint="Take it out of the tenant's tables in the fleet file until the grace is"
+                    " over; the stream goes on by itself.",
+                )
+            return None, ()
         columns = read_written_columns(self._source, shape.schema, shape.name)
         if not columns:
             raise DriftError(
@@ -81,7 +99,7 @@ class SourceTables:
             shape.name,
             tuple(columns),
             tuple(positions.index(position) for position in shape.key),
-            only=inherits(self._source, shape.schema, shape.name),
+            only=is_plain(self._source, shape.schema, shape.name),
         )
         dropped = (i for i, (name, _) in enumerate(shape.columns) if name in computed)
         return table, tuple(dropped)

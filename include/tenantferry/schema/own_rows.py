@@ -7,12 +7,10 @@ from typing import Protocol
 from psycopg2 import sql
 from psycopg2.extensions import connection
 
-_INHERITS = """
-SELECT EXISTS (
-    SELECT FROM pg_catalog.pg_inherits AS i
-    JOIN pg_catalog.pg_class AS c ON c.oid IN (i.inhrelid, i.inhparent) AND c.relkind = 'r'
-    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-    WHERE n.nspname = %s AND c.relname = %s)
+_IS_PLAIN = """
+SELECT c.relkind = 'r' FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = %s AND c.relname = %s
 """
 
 
@@ -20,7 +18,7 @@ class Named(Protocol):
     """
     A table.
 
-    :ivar only: see `Table`.
+    :ivar only: its rows are those of ``ONLY`` it.
     """
 
     @property
@@ -42,12 +40,14 @@ def own_rows(table: Named) -> sql.Composable:
     return sql.SQL("ONLY {}").format(identifier) if table.only else identifier
 
 
-def inherits(conn: connection, schema: str, name: str) -> bool:
+def is_plain(conn: connection, schema: str, name: str) -> bool:
     """
-    Tell whether a table inherits, or is inherited from: what `Table` calls *only*.
+    Tell whether a table is not partitioned, and so has rows of its own.
+
+    Whether it inherits, or is inherited from, may change under a long run; this does not.
 
     :param conn: open transaction or autocommit; only read.
     """
     with conn.cursor() as cursor:
-        cursor.execute(_INHERITS, (schema, name))
+        cursor.execute(_IS_PLAIN, (schema, name))
         return cursor.fetchone() == (True,)

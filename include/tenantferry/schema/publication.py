@@ -36,6 +36,8 @@ FROM pg_catalog.pg_publication_tables AS visible WHERE visible.pubname = %s
 # A partitioned table is published as such: its changes come under its own name and columns,
 # whichever partitions there are.
 _OPTIONS = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"
+# The target computes generated columns itself.
+_OPTIONS_18 = f"{_OPTIONS}, publish_generated_columns = none"
 _CREATE = "CREATE PUBLICATION {name} FOR TABLE {tables} WITH ({options})"
 _SET_TABLES = "ALTER PUBLICATION {name} SET TABLE {tables}"
 _SET_OPTIONS = "ALTER PUBLICATION {name} SET ({options})"
@@ -100,7 +102,7 @@ def ensure_publication(source: connection, tenant: Tenant, tables: Sequence[Tabl
                 sql.SQL(statement).format(
                     name=sql.Identifier(tenant.publication),
                     tables=sql.SQL(", ").join(names),
-                    options=sql.SQL(_OPTIONS),
+                    options=sql.SQL(_OPTIONS_18 if source.server_version >= 180000 else _OPTIONS),
                 )
             )
     return bool(statements)
@@ -163,8 +165,9 @@ def _read_options(source: connection, tenant: Tenant) -> bool | None:
     """
     with source.cursor() as cursor:
         cursor.execute(
-            "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AND pubviaroot,"
-            " puballtables FROM pg_catalog.pg_publication WHERE pubname = %s",
+            "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AND pubviaroot"
+            " AND coalesce(to_jsonb(p) ->> 'pubgencols' = 'n', true), puballtables"
+            " FROM pg_catalog.pg_publication AS p WHERE pubname = %s",
             (tenant.publication,),
         )
         row = cursor.fetchone()

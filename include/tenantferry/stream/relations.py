@@ -9,6 +9,7 @@ from importlib import resources
 from psycopg2.extensions import connection
 
 from tenantferry.schema.model import Table
+from tenantferry.schema.own_rows import is_plain
 from tenantferry.stream.advice import advise
 from tenantferry.stream.drift import DriftError, OutdatedShapeError, check_same_columns
 from tenantferry.stream.netchange import Changes, KeyedChanges, KeylessChanges
@@ -72,7 +73,7 @@ class StreamedTable:
 
     :ivar columns: in the order in which the sender sends them.
     :ivar key: positions of the key columns; empty where rows have no usable key.
-    :ivar only: see `Table`.
+    :ivar only: it is not partitioned where it is applied.
     """
 
     schema: str
@@ -235,7 +236,7 @@ class Relations:
             table.name,
             tuple(target),
             tuple(names.index(name) for name in key),
-            only=table.only,
+            only=is_plain(self._target, table.schema, table.name),
         )
 
 
