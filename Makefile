@@ -2,13 +2,13 @@
 #             TENANTS=3 ROWS=600000 RATE=50 TENANT_SQL=dump.sql SOURCE_PG=15 TARGET_PG=18 KEEP=1
 #             STORY=rollback: move, write, roll back, write, move again
 # make down   stop what a demo with KEEP=1, or an interrupted one, left running
-# make test   all tests, in two processes; PYTEST_ARGS="tests/local -x" for some of them, in one
+# make test   all tests, in three processes; PYTEST_ARGS="tests/local -x" for some of them, in one
 # make soak   drawn cases, then faults at every point of a move, for as long as wanted: MINUTES=60 each
 #             SOAK_SEED=n draws again what it drew where it printed that seed
 # make replay play a drawn case again that has failed: SCRIPT=.local/model/failed.sql
 # make lint   ruff and mypy
 
-PYTEST_ARGS ?= --numprocesses=2
+PYTEST_ARGS ?= --numprocesses=3
 PURPOSE = run
 MINUTES ?= 10
 # Where tests are marked "soak".

@@ -11,13 +11,19 @@ import pytest
 from psycopg2.extensions import connection
 
 from round_stage import KillAfter, Rounds, fetch, in_process_that_is_killed, run
+from tenantferry.backfill import finished
 from tenantferry.backfill.clearing import end_leftover_sessions, session_purpose
-from tenantferry.backfill.finished import BackfillResult
+from tenantferry.backfill.finished import BackfillResult, find_obstacle
 from tenantferry.backfill.running import run_backfill
 from tenantferry.backfill.snapshot import drop_slot
 from tenantferry.connections import ConnectionParams, open_connection
 from tenantferry.control.chunks import read_chunks
-from tenantferry.control.streams import mark_copy_again, origin_name
+from tenantferry.control.streams import (
+    StreamRecord,
+    mark_copy_again,
+    origin_name,
+    read_stream,
+)
 from tenantferry.errors import PermanentError, TransientError
 from tenantferry.fleet import Tenant
 from tenantferry.schema.catalog import read_tables
@@ -302,6 +308,22 @@ def test_run_backfill_asks_for_a_retry_when_the_slot_is_lost_between_two_rounds(
 
     assert begun.run_backfill(round_budget_seconds=600.0).rounds == 1
     begun.finish()
+
+
+def test_a_slot_that_a_stream_confirms_just_now_is_not_taken_for_another_one(
+    begun: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_and_go_on(target: connection, tenant: str) -> StreamRecord | None:
+        found = read_stream(target, tenant)
+        run(target, "UPDATE tenantferry.streams SET confirmed = confirmed + (1 << 30)::numeric")
+        consume_slot(begun)
+        return found
+
+    begun.write("INSERT INTO items VALUES (901, 'log that is confirmed')")
+    monkeypatch.setattr(finished, "read_stream", read_and_go_on)
+    tables = read_tables(begun.source, begun.tenant)
+
+    assert find_obstacle(begun.source, begun.target, begun.tenant, tables) is None
 
 
 @pytest.mark.parametrize("others", [[], ["others"]], ids=["nothing", "only what stays"])

@@ -112,6 +112,8 @@ def find_obstacle(
     :param target: open transaction or autocommit; only read.
     :return: a clause for people.
     """
+    # In this order: a stream that still runs records what it confirms before the slot knows of it.
+    confirmed = _read_slot(source, tenant)
     stream = read_stream(target, tenant.key)
     if stream is None:
         return "nothing is copied yet"
@@ -121,7 +123,7 @@ def find_obstacle(
         return "the source went back in time, and lacks what the target has"
     return (
         _compare_tables(source, target, tenant, tables)
-        or _look_at_slot(source, tenant, stream)
+        or _look_at_slot(confirmed, tenant, stream)
         or _look_at_origin(target, tenant, stream)
     )
 
@@ -213,15 +215,20 @@ def _copied_names(chunks: Iterable[ChunkRecord]) -> set[tuple[str, str]]:
     return {(chunk.schema, chunk.table) for chunk in chunks if chunk.done_at is not None}
 
 
-def _look_at_slot(source: connection, tenant: Tenant, stream: StreamRecord) -> str | None:
+def _read_slot(source: connection, tenant: Tenant) -> int | None:
+    """Return up to where the slot is confirmed; ``None`` where it is of no use."""
     with source.cursor() as cursor:
         cursor.execute(_SLOT_POSITION, (tenant.slot,))
         row = cursor.fetchone()
-    if row is None or row[0] is None:
+    return None if row is None or row[0] is None else parse_lsn(row[0])
+
+
+def _look_at_slot(confirmed: int | None, tenant: Tenant, stream: StreamRecord) -> str | None:
+    if confirmed is None:
         return f'replication slot "{tenant.slot}" is gone or was invalidated'
     # A slot of the same name that somebody made later, or consumed, begins too late. Our own
     # stream confirms beyond its position where the log held nothing of ours, but says so first.
-    if parse_lsn(row[0]) > stream.confirmed:
+    if confirmed > stream.confirmed:
         return f'replication slot "{tenant.slot}" was consumed, or made again, by somebody else'
     return None
 
