@@ -21,6 +21,7 @@ from tenantferry.local.postgres import PostgresServer
 from tenantferry.moves.abort import abort
 from tenantferry.moves.backfill import backfill
 from tenantferry.moves.cutover import cutover
+from tenantferry.moves.lag import measure_lag
 from tenantferry.moves.move import Move
 from tenantferry.moves.prepare import prepare
 from tenantferry.moves.rollback import rollback
@@ -83,6 +84,8 @@ def test_abort_of_a_tenant_that_was_rolled_back_leaves_nothing(live: Stage) -> N
     assert {"source slots", "source schema"} <= left(live).keys()
 
     with live.streaming():
+        # A stream that begins just then would end the abort's session, and the retry would go on.
+        measure_lag(live.move)
         summary = abort(live.move)
 
     assert (summary.rows, summary.tables, summary.role_kept) == (10, 1, "")
