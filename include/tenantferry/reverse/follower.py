@@ -10,7 +10,7 @@ from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import psycopg2
 from psycopg2.extensions import connection
@@ -134,7 +134,9 @@ class Follower:
         began = begin_position(session, lane.grace, reached=lane.source_position)
         lane.attached(began)
         session.autocommit = False
-        tables = SourceTables(session, tenant, lane.shapes, partial(self._read_copied, tenant.key))
+        tables = SourceTables(
+            session, tenant, lane.shapes, cache(partial(self._read_copied, tenant.key))
+        )
         collector = Collector(lane, tables, batch_bytes=self._batch_bytes)
         applier = Applier(session, _SCOPE, SourceProgress(lane.grace), position=began.lsn)
         changes, transactions = began.changes, began.transactions
