@@ -7,8 +7,10 @@ import re
 import pytest
 
 from drill_fleet import DrillFleet
+from tenantferry.control.direction import Direction
 from tenantferry.control.phases import Phase
 from tenantferry.local.acts import ROLLBACK_DAG
+from tenantferry.local.runs import Run
 
 # What any one process may use: Airflow itself takes most of it.
 MOST_MEMORY_MB = 400.0
@@ -17,7 +19,12 @@ MOST_MEMORY_MB = 400.0
 _TRAIL = """
 SELECT to_phase, run_id FROM tenantferry.phase_changes WHERE tenant = %s ORDER BY id
 """
-_WITNESSED = "SELECT witnessed FROM tenantferry.validations WHERE tenant = %s"
+VALIDATE_DAG = "validate_fleet"
+_COMPARED = "SELECT tenant, direction, mismatches FROM tenantferry.validations WHERE run_id = %s"
+# Without those of "validate_fleet", which looks at rows alone.
+_WITNESSED = """
+SELECT witnessed FROM tenantferry.validations WHERE tenant = %s AND run_id = ANY (%s)
+"""
 _WITNESS_SLOTS = "SELECT FROM pg_replication_slots WHERE slot_name LIKE 'tfwitness%'"
 
 
@@ -64,6 +71,16 @@ def test_the_sources_of_live_tenants_are_fenced_and_keep_nothing_back(
     assert live & {*with_slot, *open_to_clients} == set()
 
 
+def test_the_rows_of_a_live_tenant_can_be_compared(drilled_fleet: DrillFleet) -> None:
+    fleet = drilled_fleet
+    fleet.runs[VALIDATE_DAG] = run = Run("", VALIDATE_DAG, fleet.api.trigger(VALIDATE_DAG))
+    fleet.wait_for_success(VALIDATE_DAG)
+
+    ((tenant, direction, mismatches),) = fleet.query(_COMPARED, run.run_id)
+    assert tenant in find_live(fleet)
+    assert (direction, mismatches) == (Direction.REVERSE, 0)
+
+
 def test_each_witness_has_seen_its_move_and_nothing_done_to_others(
     drilled_fleet: DrillFleet,
 ) -> None:
@@ -71,7 +88,8 @@ def test_each_witness_has_seen_its_move_and_nothing_done_to_others(
     keys = [t.key for t in fleet.local.tenants if t.settings["witness"]]
     if not keys:
         pytest.skip("no drill of a tenant with a witness was selected")
-    told = {key: [text for (text,) in fleet.query(_WITNESSED, key)] for key in keys}
+    moves = {key: [run.run_id for run in fleet.history[key]] for key in keys}
+    told = {key: [text for (text,) in fleet.query(_WITNESSED, key, moves[key])] for key in keys}
     nothing_done = re.compile(r"[1-9]\d* transactions of this move in .*: 0 rows of others")
 
     assert set(keys) <= set(find_live(fleet))

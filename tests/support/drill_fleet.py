@@ -32,10 +32,16 @@ from tenantferry.reverse.slot import ensure_reverse
 
 PROJECT_ROOT = Path(__file__).parents[2]
 TIMEOUT_SECONDS = 240.0
+# A comparison that came at some quarter of an hour would wait where only a drill's own task is to.
+_WATCH = """
+watch:
+  validate_schedule: null
+"""
 # A drill keeps its cutover for a while; it should not keep those of the others.
 _CUTOVER_SLOTS = 8
-_RECHECK_SECONDS = 0.1
-_AIRFLOW_RECHECK_SECONDS = 0.3
+# Each look takes some ten milliseconds of a processor, and many drills look at the same time.
+_RECHECK_SECONDS = 0.2
+_AIRFLOW_RECHECK_SECONDS = 0.5
 _LOOK_SECONDS = 3.0
 
 _WAITING = """
@@ -88,6 +94,8 @@ class DrillFleet(LiveFleet):
         self._create_reverse_slot()
         self.local.start_pooler()
         self.local.write_fleet_file()
+        with self.local.fleet_file.open("a", encoding="utf-8") as declared:
+            declared.write(_WATCH)
         with ThreadPoolExecutor(2) as pool:
             loaded = pool.submit(self.local.load_tenants)
             airflow = pool.submit(self.local.start_airflow)
