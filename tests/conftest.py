@@ -26,6 +26,8 @@ pytest_plugins = ["result_tables"]
 pytest.register_assert_rewrite("abort_stage", "cutover_stage", "retire_stage", "rollback_stage")
 # A crash of a process loses nothing that it wrote; only a crash of the machine would.
 _TEST_SETTINGS = {"fsync": "off", "full_page_writes": "off"}
+# A test opens some eighty sessions; by default each login takes them several milliseconds.
+_QUICK_LOGINS = {"scram_iterations": "16"}
 MIGRATION_PASSWORD = secrets.token_urlsafe(12)
 _numbers = count(1)
 _DROP_TENANT_ROLES = r"""
@@ -76,9 +78,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def _run_server(name: str, *, newest: bool) -> Iterator[PostgresServer]:
     installations = find_installations()
     base = servers_directory(Path(tempfile.mkdtemp(prefix="tenantferry-test-")))
-    server = PostgresServer(
-        base / name, installations[0 if newest else -1], settings=_TEST_SETTINGS
-    )
+    installation = installations[0 if newest else -1]
+    settings = {**_TEST_SETTINGS, **(_QUICK_LOGINS if installation.major >= 16 else {})}
+    server = PostgresServer(base / name, installation, settings=settings)
     try:
         server.start()
         server.psql("-c", f"CREATE ROLE tenantferry LOGIN PASSWORD '{MIGRATION_PASSWORD}'")
