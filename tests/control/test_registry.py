@@ -8,6 +8,7 @@ import pytest
 from psycopg2.extensions import connection
 
 from tenantferry.connections import ConnectionParams, open_connection
+from tenantferry.control import registry
 from tenantferry.control.phases import NEXT, IllegalPhaseError, Phase, check_move
 from tenantferry.control.registry import (
     change_phase,
@@ -15,7 +16,7 @@ from tenantferry.control.registry import (
     ensure_registered,
     read_registration,
 )
-from tenantferry.errors import PermanentError
+from tenantferry.errors import PermanentError, TransientError
 
 ACME = UUID("7f3b1c52-0000-4000-8000-000000000001")
 GLOBEX = UUID("7f3b1c52-0000-4000-8000-000000000002")
@@ -71,6 +72,28 @@ def test_ensure_control_schema_completes_one_that_was_made_of_another_file(
     with target.cursor() as cursor:
         cursor.execute("SELECT to_regclass('tenantferry.mismatches') IS NOT NULL")
         assert cursor.fetchone() == (True,)
+
+
+def test_ensure_control_schema_lets_nobody_queue_behind_it_for_long(
+    target: connection, target_params: ConnectionParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_DDL_LOCK_TIMEOUT", "300ms")
+    with target, target.cursor() as cursor:
+        cursor.execute("COMMENT ON SCHEMA tenantferry IS 'of an earlier version'")
+    with closing(open_connection(target_params, purpose="dump")) as dump:
+        with dump.cursor() as reading:
+            reading.execute("SELECT FROM tenantferry.write_pauses")
+        with target, pytest.raises(TransientError, match="control schema up to date") as refused:
+            ensure_control_schema(target)
+        target.rollback()
+        dump.rollback()
+    with target, target.cursor() as cursor:
+        cursor.execute("SET LOCAL lock_timeout = '7s'")
+        ensure_control_schema(target)
+        cursor.execute("SHOW lock_timeout")
+        assert cursor.fetchone() == ("7s",)
+
+    assert "more than 300ms" in refused.value.detail
 
 
 def test_change_phase_records_every_step_of_the_way(target: connection) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from uuid import UUID
@@ -12,11 +14,15 @@ from psycopg2.extensions import connection
 from psycopg2.extensions import cursor as cursor_type
 
 from tenantferry.control.phases import IllegalPhaseError, Phase, check_move
-from tenantferry.errors import PermanentError
+from tenantferry.errors import PermanentError, TransientError
 from tenantferry.lsn import format_lsn
 
 # Any two sessions that apply the DDL would otherwise race on CREATE ... IF NOT EXISTS.
 _DDL_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('tenantferry control schema', 0))"
+# Streams, and cutovers of others in their write pauses, queue behind a session that waits to alter
+# a table of the control schema.
+_DDL_LOCK_TIMEOUT = "5s"
+_SET_LOCK_TIMEOUT = "SELECT set_config('lock_timeout', %s, true)"
 _READ_COMMENT = (
     "SELECT obj_description(to_regnamespace('tenantferry')::pg_catalog.oid, 'pg_namespace')"
 )
@@ -52,6 +58,7 @@ def ensure_control_schema(target: connection) -> None:
     Create what is missing of the control schema; one that was made of this very file is complete.
 
     :param target: open transaction; the caller commits.
+    :raises TransientError: if another session does not let it in time.
     """
     ddl = resources.files("tenantferry.control").joinpath("control.sql").read_text("utf-8")
     comment = _COMMENT + hashlib.sha256(ddl.encode()).hexdigest()[:16]
@@ -60,11 +67,30 @@ def ensure_control_schema(target: connection) -> None:
         # of other tenants write to these tables, within their write pauses.
         if _has_comment(cursor, comment):
             return
-        cursor.execute(_DDL_LOCK)
-        # Somebody else may have made it while this one waited.
-        if not _has_comment(cursor, comment):
-            cursor.execute(ddl)
-            cursor.execute("COMMENT ON SCHEMA tenantferry IS %s", (comment,))
+        with _lock_timeout(cursor, _DDL_LOCK_TIMEOUT):
+            cursor.execute(_DDL_LOCK)
+            # Somebody else may have made it while this one waited.
+            if not _has_comment(cursor, comment):
+                cursor.execute(ddl)
+                cursor.execute("COMMENT ON SCHEMA tenantferry IS %s", (comment,))
+
+
+@contextmanager
+def _lock_timeout(cursor: cursor_type, timeout: str) -> Iterator[None]:
+    """Wait no longer for a lock within the block, which is of one transaction."""
+    cursor.execute("SELECT current_setting('lock_timeout')")
+    (before,) = cursor.fetchone() or ("0",)
+    cursor.execute(_SET_LOCK_TIMEOUT, (timeout,))
+    try:
+        yield
+    except errors.LockNotAvailable:
+        raise TransientError(
+            "could not bring the control schema up to date",
+            detail=f"Another session has held a lock of it for more than {timeout}.",
+            hint="See pg_stat_activity of the target for a transaction that does not end, as of a"
+            " dump. The retry tries again.",
+        ) from None
+    cursor.execute(_SET_LOCK_TIMEOUT, (before,))
 
 
 def _has_comment(cursor: cursor_type, comment: str) -> bool:
