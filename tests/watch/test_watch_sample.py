@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from move_stage import Stage, rows
+from rollback_stage import create_table
 from tenantferry.connections import open_connection
 from tenantferry.control.direction import Direction
 from tenantferry.control.streams import read_stream
@@ -17,6 +18,7 @@ from tenantferry.control.validations import read_latest_validation
 from tenantferry.local.accounts import free_port
 from tenantferry.moves.cutover import cutover
 from tenantferry.moves.sessions import exclusive_step
+from tenantferry.reverse.slot import ensure_reverse
 from tenantferry.validation import alignment, running
 from tenantferry.watch import sample
 from tenantferry.watch.report import Report
@@ -123,6 +125,37 @@ def test_a_row_that_differs_in_the_source_of_a_tenant_in_grace_is_a_finding(
     assert 'different: row id=7 of table "public.counted"' in finding.detail
     assert 'extra: row id=8 of table "public.counted"' in finding.detail
     assert "Do not roll the tenant back" in finding.hint
+
+
+def test_a_table_that_came_in_grace_is_compared_with_the_others(
+    live: Stage, watched: Watched
+) -> None:
+    create_table(live)
+    ensure_reverse(live.move.target)
+    live.ask("INSERT INTO added VALUES (DEFAULT, 1, 'x') RETURNING id")
+
+    same = compare(watched)
+    rows(live.source, "UPDATE public.added SET note = 'corrupt'")
+    (finding,) = compare(watched).problems
+
+    assert (same.findings, same.looks[0].numbers["tables"]) == ([], 3)
+    assert 'different: row id=1 of table "public.added"' in finding.detail
+
+
+def test_a_table_whose_key_was_changed_in_grace_is_compared(live: Stage, watched: Watched) -> None:
+    for side, key in ((live.target, "tenant_id, id, note"), (live.source, "id, note")):
+        rows(
+            side,
+            "ALTER TABLE public.counted ALTER note SET NOT NULL, DROP CONSTRAINT counted_pkey,"
+            f" ADD CONSTRAINT counted_pkey PRIMARY KEY ({key})",
+        )
+
+    same = compare(watched)
+    rows(live.source, "DELETE FROM public.counted WHERE id = 8")
+    (finding,) = compare(watched).problems
+
+    assert same.findings == []
+    assert "extra: row id=8, note=" in finding.detail
 
 
 def test_a_tenant_that_a_step_has_gives_its_turn_away(stage: Stage, watched: Watched) -> None:

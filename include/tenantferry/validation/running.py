@@ -12,9 +12,9 @@ from itertools import groupby, pairwise
 import psycopg2
 from psycopg2.extensions import connection
 
-from tenantferry.backfill.chunk import TEXT_SETTINGS, Chunk
+from tenantferry.backfill.chunk import TEXT_SETTINGS, Chunk, to_chunk
 from tenantferry.backfill.failures import describe_failure
-from tenantferry.backfill.planning import read_key_columns
+from tenantferry.backfill.planning import plan_chunks, read_key_columns
 from tenantferry.connections import ConnectionParams, open_connection
 from tenantferry.control.chunks import ChunkRecord, read_chunks
 from tenantferry.control.direction import Direction
@@ -107,11 +107,11 @@ def compare_tenant(
         then on nothing that happens to the tenant changes the result.
     :raises TransientError: if it could not be told, e.g. because the stream does not answer, or a
         table was truncated meanwhile.
-    :raises CopyAgainError: if the tenant was copied from other tables.
+    :raises CopyAgainError: if a tenant on its way was copied from other tables.
     """
     started_at = datetime.now(UTC)
     try:
-        chunks = _load_chunks(source_params, target_params, tenant, tables)
+        chunks = _find_chunks(source_params, target_params, tenant, tables, direction)
         rewrites = Rewrites(source_params, tenant, tables)
         with aligned_view(
             source_params,
@@ -245,11 +245,12 @@ def _purpose(tenant: Tenant) -> str:
     return f"validation of {tenant.key}"
 
 
-def _load_chunks(
+def _find_chunks(
     source_params: ConnectionParams,
     target_params: ConnectionParams,
     tenant: Tenant,
     tables: Sequence[Table],
+    direction: Direction,
 ) -> list[tuple[Chunk, Table]]:
     purpose = _purpose(tenant)
     with (
@@ -258,7 +259,14 @@ def _load_chunks(
             open_connection(source_params, purpose=purpose, autocommit=True, settings=TEXT_SETTINGS)
         ) as source,
     ):
-        return load_chunks(source, target, tenant, tables)
+        if direction is Direction.FORWARD:
+            return load_chunks(source, target, tenant, tables)
+        # In grace tables come, and get other keys, without a backfill.
+        return [
+            (chunk, table)
+            for table in tables
+            for chunk in plan_chunks(source, table, chunk_rows=tenant.chunk_rows)
+        ]
 
 
 def load_chunks(
@@ -282,21 +290,7 @@ def load_chunks(
         key_columns = read_key_columns(source, table)
         mine = by_table.get(table.qualified, [])
         _check_complete(table, mine, tuple(column.name for column in key_columns))
-        found += [
-            (
-                Chunk(
-                    schema=record.schema,
-                    table=record.table,
-                    number=record.number,
-                    key_columns=key_columns,
-                    lower=record.lower,
-                    upper=record.upper,
-                    estimated_rows=record.estimated_rows,
-                ),
-                table,
-            )
-            for record in mine
-        ]
+        found += [(to_chunk(record, key_columns), table) for record in mine]
     return found
 
 
