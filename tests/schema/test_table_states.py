@@ -8,7 +8,14 @@ import pytest
 from psycopg2.extensions import connection
 
 from tenantferry.fleet import Source, TableKind, Tenant
-from tenantferry.schema.table_states import TYPES, Changes, find_changes, read_table_states
+from tenantferry.schema.table_states import (
+    TYPES,
+    Changes,
+    find_changes,
+    find_rewritten,
+    read_row_files,
+    read_table_states,
+)
 
 SCHEMA = """
 CREATE TYPE mood AS ENUM ('sad', 'ok');
@@ -125,3 +132,48 @@ def test_a_table_whose_changes_were_not_sent_for_a_while_has_another_shape(
     run(source, "SET search_path = public; " + statements)
 
     assert find_changes(before, read_table_states(source, TENANT)).reshaped == ("public.items",)
+
+
+def rewrite(source: connection, owner: connection, statements: str) -> list[str]:
+    run(owner, SCHEMA)
+    before = read_row_files(source, TENANT)
+    run(owner, statements)
+    return find_rewritten(before, read_row_files(source, TENANT))
+
+
+@pytest.mark.parametrize(
+    ("statements", "rewritten"),
+    [
+        ("TRUNCATE items", "public.items"),
+        ("VACUUM FULL items", "public.items"),
+        ("DROP TABLE items; CREATE TABLE items (id int)", "public.items"),
+        ("CREATE TABLE late (id int)", "public.late"),
+        ('CREATE SCHEMA "of.them"; CREATE TABLE "of.them"."a ""name""" (id int)',
+         'of.them.a "name"'),
+        ("TRUNCATE events_1", "public.events"),
+        ("DROP TABLE events_1", "public.events"),
+        ("ALTER TABLE events DETACH PARTITION events_1; UPDATE events_1 SET id = 7;"
+         " ALTER TABLE events ATTACH PARTITION events_1 FOR VALUES FROM (0) TO (10)",
+         "public.events"),
+    ],
+)  # fmt: skip
+def test_rows_that_are_not_where_they_were_are_in_other_files(
+    source: connection, source_owner: connection, statements: str, rewritten: str
+) -> None:
+    assert rewrite(source, source_owner, statements) == [rewritten]
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        "ALTER TABLE items ADD COLUMN extra int DEFAULT 5, DROP COLUMN note, ADD CHECK (id > 0)",
+        "CREATE INDEX ON items (mood); REINDEX TABLE items; ANALYZE items",
+        "CREATE TABLE events_3 PARTITION OF events FOR VALUES FROM (20) TO (30)",
+        "TRUNCATE scratch; DROP TABLE scratch; CREATE TABLE scratch (id int)",
+        "CREATE TEMPORARY TABLE passing (id int)",
+    ],
+)
+def test_rows_that_stay_where_they_were_are_in_the_same_files(
+    source: connection, source_owner: connection, statements: str
+) -> None:
+    assert rewrite(source, source_owner, statements) == []

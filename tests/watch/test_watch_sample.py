@@ -13,12 +13,14 @@ from move_stage import Stage, rows
 from rollback_stage import create_table
 from tenantferry.connections import open_connection
 from tenantferry.control.direction import Direction
+from tenantferry.control.graces import read_source_files, require_way_back
 from tenantferry.control.streams import read_stream
 from tenantferry.control.validations import read_latest_validation
 from tenantferry.local.accounts import free_port
 from tenantferry.moves.cutover import cutover
 from tenantferry.moves.sessions import exclusive_step
 from tenantferry.reverse.slot import ensure_reverse
+from tenantferry.schema.table_states import find_rewritten, read_row_files
 from tenantferry.validation import alignment, running
 from tenantferry.watch import sample
 from tenantferry.watch.report import Report
@@ -156,6 +158,26 @@ def test_a_table_whose_key_was_changed_in_grace_is_compared(live: Stage, watched
 
     assert same.findings == []
     assert "extra: row id=8, note=" in finding.detail
+
+
+def test_what_is_the_same_needs_no_comparison_in_a_rollback(live: Stage, watched: Watched) -> None:
+    rows(live.source, "VACUUM FULL public.counted")
+    before = read_kept(live)
+
+    report = compare(watched)
+
+    files = read_row_files(live.source, live.move.tenant)
+    assert (report.findings, read_kept(live)) == ([], files)
+    assert find_rewritten(before, files) == ["public.counted"]
+
+    rows(live.source, "TRUNCATE public.counted")
+    assert compare(watched).findings
+    assert read_kept(live) == files
+
+
+def read_kept(stage: Stage) -> dict[str, frozenset[str]]:
+    grace = require_way_back(stage.target, "acme")
+    return read_source_files(stage.target, grace.id) or {}
 
 
 def test_a_tenant_that_a_step_has_gives_its_turn_away(stage: Stage, watched: Watched) -> None:

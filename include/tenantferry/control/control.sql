@@ -196,6 +196,10 @@ CREATE TABLE IF NOT EXISTS tenantferry.graces (
     end_reason   text                   -- rolled back, retired
 );
 ALTER TABLE tenantferry.graces ADD COLUMN IF NOT EXISTS announced_end timestamptz;  -- ends_at, as on-call was told
+-- Which files hold the rows of the source that are those of the target, but for what is still to be
+-- brought: when the tenant left it, or later, when they were compared. What is elsewhere when it goes back
+-- was truncated, rewritten or made again, and is compared before. Null: nobody knows.
+ALTER TABLE tenantferry.graces ADD COLUMN IF NOT EXISTS source_files jsonb;
 -- A tenant is in one grace at most.
 CREATE UNIQUE INDEX IF NOT EXISTS graces_open_key ON tenantferry.graces (tenant)
     WHERE ended_at IS NULL;

@@ -7,12 +7,15 @@ that moves them back, or with retiring. The reverse streams read everything that
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
 from psycopg2 import sql
 from psycopg2.extensions import connection
+from psycopg2.extras import Json
 
 from tenantferry.control.direction import Direction
 from tenantferry.control.streams import COMMAND_CHANNELS
@@ -92,6 +95,36 @@ def read_grace(target: connection, tenant: str) -> Grace | None:
 def read_graces(target: connection) -> list[Grace]:
     """Return all graces that are not over, the oldest first; also those that are lost."""
     return _read(target, sql.SQL("true"))
+
+
+def record_source_files(
+    target: connection, grace: int, files: Mapping[str, AbstractSet[str]]
+) -> None:
+    """
+    Write down which files hold the rows of a source that are known to be those of the target.
+
+    :param target: open transaction; the caller commits.
+    :param files: by ``schema.table``.
+    """
+    listed = {label: sorted(names) for label, names in files.items()}
+    with target.cursor() as cursor:
+        cursor.execute(
+            "UPDATE tenantferry.graces SET source_files = %s WHERE id = %s", (Json(listed), grace)
+        )
+
+
+def read_source_files(target: connection, grace: int) -> dict[str, frozenset[str]] | None:
+    """
+    Return what `record_source_files` wrote; ``None``: nobody knows, the grace began before that.
+
+    :param target: open transaction or autocommit; only read.
+    """
+    with target.cursor() as cursor:
+        cursor.execute("SELECT source_files FROM tenantferry.graces WHERE id = %s", (grace,))
+        row = cursor.fetchone()
+    if row is None or row[0] is None:
+        return None
+    return {label: frozenset(names) for label, names in row[0].items()}
 
 
 def require_way_back(target: connection, tenant: str) -> Grace:

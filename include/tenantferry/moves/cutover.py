@@ -31,10 +31,14 @@ from dataclasses import dataclass
 from psycopg2.extensions import connection
 
 from tenantferry.control.direction import Direction
-from tenantferry.control.graces import begin_grace
+from tenantferry.control.graces import begin_grace, record_source_files
 from tenantferry.control.pauses import PauseStep, WritePause, read_flipped_pause
 from tenantferry.control.phases import AT_TARGET, Phase
-from tenantferry.control.registry import check_owner, require_registration
+from tenantferry.control.registry import (
+    check_owner,
+    ensure_control_schema,
+    require_registration,
+)
 from tenantferry.control.streams import StreamCommand, command
 from tenantferry.errors import PermanentError
 from tenantferry.lsn import format_lsn
@@ -50,6 +54,7 @@ from tenantferry.reverse.marker import emit_grace
 from tenantferry.reverse.slot import check_reverse_slot
 from tenantferry.schema.roles import set_role_login
 from tenantferry.schema.sequences import carry_sequences
+from tenantferry.schema.table_states import RowFiles, read_row_files
 from tenantferry.stream.marker import emit_marker
 from tenantferry.traffic.fence import check_alone, describe_transactions, raise_fence
 from tenantferry.validation.touched import Recheck
@@ -86,6 +91,8 @@ def cutover(move: Move, *, on_step: OnStep | None = None) -> CutoverSummary:
         settle_former(move, target)
         with target:
             registration = require_registration(target, tenant.key)
+        with target:
+            ensure_control_schema(target)
         if registration.phase not in AT_TARGET:
             check_owner(registration, move.run_id)
             _hand_over(move, target, on_step or ignore)
@@ -158,33 +165,35 @@ class _Cutover:
         pause.record(PauseStep.SEQUENCES, sequences=sequences)
         # As late as possible: nobody got through since the marker.
         check_alone(source)
+        files = read_row_files(source, self._tenant)
         check_unchanged(source, self._tenant, states)
-        self._flip(final_lsn, on_step)
+        self._flip(final_lsn, files, on_step)
         pause.router.resume()
         pause.record(PauseStep.RESUMED)
 
-    def _flip(self, final_lsn: int, on_step: OnStep) -> None:
+    def _flip(self, final_lsn: int, files: RowFiles, on_step: OnStep) -> None:
         with self._pause.deciding():
             check_not_contradicted(self._target, self._tenant)
             self._pause.router.flip(self._readiness.changes, attempt=self._pause.id)
             on_step("files")
             set_role_login(self._target, self._tenant.role, allowed=True)
-            self._begin_grace(final_lsn)
+            self._begin_grace(final_lsn, files)
             self._pause.change_phase(Phase.LIVE, lsn=final_lsn)
 
-    def _begin_grace(self, final_lsn: int) -> None:
+    def _begin_grace(self, final_lsn: int, files: RowFiles) -> None:
         """Turn the direction: from this commit on changes travel to the source, and only there."""
         target, key = self._target, self._tenant.key
         # It would take back to the target what the reverse stream takes to the source.
         command(target, key, StreamCommand.STOP, lsn=final_lsn)
         check_reverse_slot(target)
-        begin_grace(
+        grace = begin_grace(
             target,
             key,
             attempt=self._pause.id,
             start_lsn=emit_grace(target, key),
             hours=self._tenant.grace_hours,
         )
+        record_source_files(target, grace, files)
 
 
 def _summarize(recorded: WritePause) -> CutoverSummary:

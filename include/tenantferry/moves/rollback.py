@@ -10,6 +10,7 @@ steps:
    The source is fenced since the cutover. From here on nobody reaches either side.
 3. The reverse stream applies all up to a marker that was written behind that, and its position on
    the source is closed: both sides are equal, and nobody but the next owner changes the source.
+   Tables of it that a person has rewritten meanwhile were compared before.
 4. The next forward stream begins at P, the end of the source's log now. The reverse stream's own
    changes lie before it, so none of them is taken for one of the clients.
 5. Still paused, one transaction in the target takes the attempt's row, the alias files are put
@@ -38,7 +39,11 @@ from tenantferry.control.direction import Direction
 from tenantferry.control.graces import GraceEnd, end_grace
 from tenantferry.control.pauses import PauseStep, WritePause, read_flipped_pause
 from tenantferry.control.phases import IllegalPhaseError, Phase
-from tenantferry.control.registry import require_registration, take_over
+from tenantferry.control.registry import (
+    ensure_control_schema,
+    require_registration,
+    take_over,
+)
 from tenantferry.control.streams import reset_stream
 from tenantferry.errors import TenantferryError, TransientError
 from tenantferry.lsn import format_lsn, parse_lsn
@@ -46,6 +51,7 @@ from tenantferry.moves.former import settle_former
 from tenantferry.moves.move import Move
 from tenantferry.moves.pausing import OnStep, Pause, ignore, measure_steps, write_pause
 from tenantferry.moves.probe import probe
+from tenantferry.moves.rewritten import check_not_rewritten
 from tenantferry.moves.rollback_readiness import (
     WayBack,
     check_followed,
@@ -111,6 +117,8 @@ def rollback(move: Move, *, on_step: OnStep | None = None) -> RollbackSummary:
         settle_former(move, target)
         with target:
             phase = require_registration(target, move.tenant.key).phase
+        with target:
+            ensure_control_schema(target)
         if phase is Phase.LIVE:
             _hand_back(move, target, on_step or ignore)
         if not target.closed:
@@ -194,6 +202,7 @@ class _Rollback:
         pause.record(PauseStep.SEQUENCES, sequences=sequences)
         # As late as possible: nobody got through on either side.
         check_fenced(source, self._way.fence)
+        check_not_rewritten(source, self._tenant, self._way.files)
         check_role_alone(target, self._way.role_fence)
         self._flip(self._read_start(), final_lsn, on_step)
         lower_fence(source, self._way.fence)
@@ -237,7 +246,7 @@ class _Rollback:
     def _flip(self, start: tuple[int, Timeline], final_lsn: int, on_step: OnStep) -> None:
         target, key = self._target, self._tenant.key
         with self._pause.deciding():
-            self._pause.router.flip_back(former=self._way.cutover, attempt=self._pause.id)
+            self._pause.router.flip_back(former=self._way.grace.attempt, attempt=self._pause.id)
             on_step("files")
             position, timeline = start
             reset_stream(target, key, position, timeline=timeline)

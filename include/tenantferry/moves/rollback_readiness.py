@@ -22,6 +22,7 @@ from tenantferry.control.streams import check_origin_room, lock_stream
 from tenantferry.errors import PermanentError, TenantferryError, TransientError
 from tenantferry.moves.move import Move
 from tenantferry.moves.readiness import check_schema, trial_alias
+from tenantferry.moves.rewritten import compare_rewritten
 from tenantferry.reverse.positions import reopen_position
 from tenantferry.reverse.slot import ensure_reverse
 from tenantferry.schema.catalog import read_tables
@@ -29,6 +30,7 @@ from tenantferry.schema.isolation import ensure_isolation
 from tenantferry.schema.publication import ensure_publication, read_entries
 from tenantferry.schema.reverse_publication import has_unpublished_tables
 from tenantferry.schema.sequences import check_sequences_can_go_back
+from tenantferry.schema.table_states import RowFiles
 from tenantferry.stream.handshake import advance, release
 from tenantferry.stream.marker import emit_marker
 from tenantferry.traffic.fence import Fence, check_fenced
@@ -56,16 +58,16 @@ class WayBack:
     """
     What was prepared.
 
-    :ivar cutover: number of the attempt that is rolled back.
-    :ivar grace: that ends with it.
+    :ivar grace: that ends; it names the cutover that is rolled back.
     :ivar fence: what the source's fence took away, to be given back.
     :ivar role_fence: what the fence of the tenant's role takes away.
+    :ivar files: of the source's tables; as long as they hold its rows, these are the target's.
     """
 
-    cutover: int
     grace: Grace
     fence: Fence
     role_fence: RoleFence
+    files: RowFiles
 
     @property
     def taken(self) -> dict[str, Any]:
@@ -86,8 +88,9 @@ def get_ready_to_go_back(move: Move, source: connection, target: connection) -> 
     with target:
         # The fence of the role rests on what it says of roles without a login.
         ensure_isolation(target)
-    way = _read_way_back(move, target)
-    check_fenced(source, way.fence)
+    grace, fence = _read_way_back(move, target)
+    role_fence = plan_role_fence(target, tenant.role)
+    check_fenced(source, fence)
     with target:
         check_origin_room(target, tenant.key)
     move.router.check(tenant.alias, max_write_pause_seconds=tenant.max_write_pause_seconds)
@@ -98,12 +101,13 @@ def get_ready_to_go_back(move: Move, source: connection, target: connection) -> 
         hint="Both sides must describe the tenant's tables alike again before it can go back.",
     )
     check_sequences_can_go_back(source, tenant)
-    _rehearse(move, way, is_english=speaks_english(source))
+    _rehearse(move, grace, is_english=speaks_english(source))
     # An attempt that was undone while the source was away may have left it closed.
-    reopen_position(source, way.grace)
+    reopen_position(source, grace)
     # Also what the reverse stream would publish only at its next look.
     ensure_reverse(move.target)
     check_followed(target, tenant.key)
+    files = compare_rewritten(move, source, target, grace)
     _check_lag(move, target)
     with target, target.cursor() as cursor:
         # What may be left of the forward stream: its end is not waited for in the pause.
@@ -112,7 +116,7 @@ def get_ready_to_go_back(move: Move, source: connection, target: connection) -> 
     with target:
         # No stream looks at it while the tenant is live.
         record_published(target, tenant.key, read_entries(source, tenant))
-    return way
+    return WayBack(grace, fence, role_fence, files)
 
 
 @contextmanager
@@ -156,7 +160,7 @@ def check_followed(target: connection, tenant: str) -> None:
         )
 
 
-def _read_way_back(move: Move, target: connection) -> WayBack:
+def _read_way_back(move: Move, target: connection) -> tuple[Grace, Fence]:
     with target:
         grace = require_way_back(target, move.tenant.key)
         recorded = read_flipped_pause(target, move.tenant.key)
@@ -165,8 +169,7 @@ def _read_way_back(move: Move, target: connection) -> WayBack:
             f'tenant "{move.tenant.key}" cannot go back',
             detail=f"Its grace began with cutover attempt {grace.attempt}, not with its latest.",
         )
-    role_fence = plan_role_fence(target, move.tenant.role)
-    return WayBack(recorded.id, grace, Fence.from_json(recorded.fence), role_fence)
+    return grace, Fence.from_json(recorded.fence)
 
 
 def speaks_english(source: connection) -> bool:
@@ -177,7 +180,7 @@ def speaks_english(source: connection) -> bool:
     return language in _ENGLISH
 
 
-def _rehearse(move: Move, way: WayBack, *, is_english: bool) -> None:
+def _rehearse(move: Move, grace: Grace, *, is_english: bool) -> None:
     """
     Log in as the application through every instance to where its alias will point again.
 
@@ -186,7 +189,7 @@ def _rehearse(move: Move, way: WayBack, *, is_english: bool) -> None:
 
     :raises PermanentError: if the application would not reach its source.
     """
-    entries = move.router.read_former(move.tenant.alias, attempt=way.cutover)
+    entries = move.router.read_former(move.tenant.alias, attempt=grace.attempt)
     with trial_alias(move, entries) as trials:
         for instance, params in trials:
             _try_source(move, instance, params, is_english=is_english)

@@ -14,10 +14,13 @@ from typing import NamedTuple
 from psycopg2.extensions import connection
 
 from tenantferry.fleet import TableKind, Tenant
-from tenantferry.schema.reading import read_rows, read_schemas
+from tenantferry.schema.reading import Row, read_rows, read_schemas
 
 # In place of a table's label; that has a dot.
 TYPES = "types"
+
+# By ``schema.table``.
+RowFiles = dict[str, frozenset[str]]
 
 
 class TableState(NamedTuple):
@@ -54,14 +57,48 @@ def read_table_states(source: connection, tenant: Tenant) -> dict[str, TableStat
 
     :param source: open transaction or autocommit; only read. Of its snapshot.
     """
-    schemas = list(read_schemas(source, None))
-    parameters = {"schemas": schemas, "publication": tenant.publication}
-    rows = read_rows(source, "table_states", parameters)
     return {
         TYPES if schema is None else f"{schema}.{name}": TableState(shape, files)
-        for schema, name, shape, files in rows
+        for schema, name, shape, files, _ in _read(source, tenant)
         if schema is None or tenant.kind_of(schema, name) is TableKind.TENANT
     }
+
+
+def read_row_files(source: connection, tenant: Tenant) -> RowFiles:
+    """
+    Return which files hold the rows of the tables that move with the tenant.
+
+    Unlike `TableState.files` they stay the same where only columns change. A partition that was
+    away has another one.
+
+    :param source: open transaction or autocommit; only read. Of its snapshot.
+    """
+    return {
+        f"{schema}.{name}": frozenset(row_files)
+        for schema, name, _, _, row_files in _read(source, tenant)
+        if schema is not None and tenant.kind_of(schema, name) is TableKind.TENANT
+    }
+
+
+def find_rewritten(before: RowFiles, after: RowFiles) -> list[str]:
+    """
+    Return the tables that came, or whose rows, or some of them, are not where they were.
+
+    A further partition is no such change: it takes no rows along from where they were.
+
+    >>> one, two, three = {"a.b": frozenset("1")}, {"a.b": frozenset("12")}, {"a.b": frozenset("2")}
+    >>> find_rewritten(one, two), find_rewritten(two, three), find_rewritten({}, one)
+    ([], ['a.b'], ['a.b'])
+    """
+    return sorted(
+        label for label, files in after.items() if label not in before or before[label] - files
+    )
+
+
+def _read(source: connection, tenant: Tenant) -> list[Row]:
+    schemas = list(read_schemas(source, None))
+    parameters = {"schemas": schemas, "publication": tenant.publication}
+    return read_rows(source, "table_states", parameters)
 
 
 def find_changes(

@@ -12,6 +12,7 @@ from psycopg2.extensions import connection
 
 from tenantferry.connections import ConnectionParams, open_connection
 from tenantferry.control.direction import Direction
+from tenantferry.control.graces import record_source_files, require_way_back
 from tenantferry.control.phases import Phase
 from tenantferry.control.validations import ValidationResult, record_tables
 from tenantferry.errors import TenantferryError, TransientError
@@ -19,7 +20,12 @@ from tenantferry.fleet import Tenant
 from tenantferry.moves.sessions import StepBusyError, exclusive_step, open_source
 from tenantferry.schema.catalog import read_tables
 from tenantferry.schema.findings import Finding, Verdict, error, warning
-from tenantferry.schema.table_states import TableState, read_table_states
+from tenantferry.schema.table_states import (
+    RowFiles,
+    TableState,
+    read_row_files,
+    read_table_states,
+)
 from tenantferry.validation.running import TenantComparison, compare_tenant, record_comparison
 from tenantferry.watch.report import Number, Report
 from tenantferry.watch.standings import STREAMED, Standing, read_standings
@@ -169,6 +175,7 @@ def _compare(
         with open_source(source, purpose=f"validate sample {tenant.key}") as asked:
             # First: what changes from here on is not validated.
             states = read_table_states(asked, tenant)
+            files = read_row_files(asked, tenant)
             tables = read_tables(asked, tenant)
         found = compare_tenant(
             source,
@@ -180,7 +187,7 @@ def _compare(
             # A rollback must not wait for hours. What happens from now on is in neither snapshot.
             on_aligned=step.close,
         )
-    return _record(target, tenant, standing, found, states=states, run_id=run_id)
+    return _record(target, tenant, standing, found, states=states, files=files, run_id=run_id)
 
 
 def _require_standing(target: connection, tenant: str, direction: Direction) -> Standing:
@@ -201,6 +208,7 @@ def _record(
     found: TenantComparison,
     *,
     states: Mapping[str, TableState],
+    files: RowFiles,
     run_id: str | None,
 ) -> ValidationResult:
     """
@@ -220,6 +228,9 @@ def _record(
             )
         result = record_comparison(target, tenant, found, run_id=run_id)
         record_tables(target, result.validation_id, states)
+        if found.direction is Direction.REVERSE and not found.mismatches:
+            # What was rewritten before needs no comparison in a rollback, which is an emergency.
+            record_source_files(target, require_way_back(target, tenant.key).id, files)
         return result
 
 
