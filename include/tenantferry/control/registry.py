@@ -21,7 +21,7 @@ from tenantferry.lsn import format_lsn
 _DDL_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('tenantferry control schema', 0))"
 # Streams, and cutovers of others in their write pauses, queue behind a session that waits to alter
 # a table of the control schema.
-_DDL_LOCK_TIMEOUT = "5s"
+_DDL_LOCK_TIMEOUT = "1s"
 _SET_LOCK_TIMEOUT = "SELECT set_config('lock_timeout', %s, true)"
 _READ_COMMENT = (
     "SELECT obj_description(to_regnamespace('tenantferry')::pg_catalog.oid, 'pg_namespace')"
@@ -67,12 +67,12 @@ def ensure_control_schema(target: connection) -> None:
         # of other tenants write to these tables, within their write pauses.
         if _has_comment(cursor, comment):
             return
-        with _lock_timeout(cursor, _DDL_LOCK_TIMEOUT):
-            cursor.execute(_DDL_LOCK)
-            # Somebody else may have made it while this one waited.
-            if not _has_comment(cursor, comment):
+        cursor.execute(_DDL_LOCK)
+        # Somebody else may have made it while this one waited.
+        if not _has_comment(cursor, comment):
+            with _lock_timeout(cursor, _DDL_LOCK_TIMEOUT):
                 cursor.execute(ddl)
-                cursor.execute("COMMENT ON SCHEMA tenantferry IS %s", (comment,))
+            cursor.execute("COMMENT ON SCHEMA tenantferry IS %s", (comment,))
 
 
 @contextmanager
