@@ -25,6 +25,9 @@ CREATE TABLE scratch (id int);
 CREATE TABLE events (id int, day int) PARTITION BY RANGE (day);
 CREATE TABLE events_1 PARTITION OF events FOR VALUES FROM (0) TO (10);
 CREATE TABLE events_2 (LIKE events);
+CREATE TABLE nested (id int, day int) PARTITION BY RANGE (day);
+CREATE TABLE nested_1 PARTITION OF nested FOR VALUES FROM (0) TO (10) PARTITION BY RANGE (id);
+CREATE TABLE nested_1_1 PARTITION OF nested_1 DEFAULT;
 INSERT INTO items VALUES (1, 'a', 'ok');
 ALTER TABLE items ADD COLUMN later int DEFAULT 5;
 """
@@ -152,6 +155,11 @@ def rewrite(source: connection, owner: connection, statements: str) -> list[str]
          'of.them.a "name"'),
         ("TRUNCATE events_1", "public.events"),
         ("DROP TABLE events_1", "public.events"),
+        ("CREATE TABLE events_3 PARTITION OF events FOR VALUES FROM (20) TO (30)",
+         "public.events"),
+        ("ALTER TABLE nested DETACH PARTITION nested_1; UPDATE nested_1_1 SET id = 7;"
+         " ALTER TABLE nested ATTACH PARTITION nested_1 FOR VALUES FROM (0) TO (10)",
+         "public.nested"),
         ("ALTER TABLE events DETACH PARTITION events_1; UPDATE events_1 SET id = 7;"
          " ALTER TABLE events ATTACH PARTITION events_1 FOR VALUES FROM (0) TO (10)",
          "public.events"),
@@ -168,7 +176,6 @@ def test_rows_that_are_not_where_they_were_are_in_other_files(
     [
         "ALTER TABLE items ADD COLUMN extra int DEFAULT 5, DROP COLUMN note, ADD CHECK (id > 0)",
         "CREATE INDEX ON items (mood); REINDEX TABLE items; ANALYZE items",
-        "CREATE TABLE events_3 PARTITION OF events FOR VALUES FROM (20) TO (30)",
         "TRUNCATE scratch; DROP TABLE scratch; CREATE TABLE scratch (id int)",
         "CREATE TEMPORARY TABLE passing (id int)",
     ],

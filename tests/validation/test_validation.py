@@ -144,9 +144,9 @@ def test_validate_tenant_takes_no_truncate_meanwhile_for_a_mismatch(
     both = copied(*ITEMS)
     compare = running.compare_view
 
-    def truncate_and_compare(*arguments: Any) -> Any:
+    def truncate_and_compare(*arguments: Any, **named: Any) -> Any:
         run(both.owner, "TRUNCATE items")
-        return compare(*arguments)
+        return compare(*arguments, **named)
 
     with both.streaming():
         with monkeypatch.context() as patch:

@@ -194,7 +194,7 @@ def test_a_step_may_begin_and_no_slot_is_kept_while_rows_are_compared(
     slots: list[Any] = []
     original = running.compare_view
 
-    def interfere(*arguments: Any) -> Any:
+    def interfere(*arguments: Any, **named: Any) -> Any:
         with exclusive_step(stage.move.target, tenant="acme", step="test", timeout_seconds=0.1):
             slots.append(
                 rows(
@@ -203,7 +203,7 @@ def test_a_step_may_begin_and_no_slot_is_kept_while_rows_are_compared(
                     " WHERE database = current_database() ORDER BY 1",
                 )
             )
-        return original(*arguments)
+        return original(*arguments, **named)
 
     monkeypatch.setattr(running, "compare_view", interfere)
     report = compare(watched)

@@ -64,7 +64,7 @@ def plan_chunks(source: connection, table: Table, *, chunk_rows: int) -> list[Ch
     """
     Cut a table into chunks that together hold every key there is or may ever be.
 
-    :param source: open transaction or autocommit, with `TEXT_SETTINGS`; only read.
+    :param source: open transaction that holds the snapshot, with `TEXT_SETTINGS`; only read.
     :param chunk_rows: rows that a chunk should have.
     """
     key = _read_key(source, table)

@@ -54,7 +54,7 @@ from tenantferry.reverse.marker import emit_grace
 from tenantferry.reverse.slot import check_reverse_slot
 from tenantferry.schema.roles import set_role_login
 from tenantferry.schema.sequences import carry_sequences
-from tenantferry.schema.table_states import RowFiles, read_row_files
+from tenantferry.schema.table_states import RowFiles
 from tenantferry.stream.marker import emit_marker
 from tenantferry.traffic.fence import check_alone, describe_transactions, raise_fence
 from tenantferry.validation.touched import Recheck
@@ -165,8 +165,7 @@ class _Cutover:
         pause.record(PauseStep.SEQUENCES, sequences=sequences)
         # As late as possible: nobody got through since the marker.
         check_alone(source)
-        files = read_row_files(source, self._tenant)
-        check_unchanged(source, self._tenant, states)
+        files = check_unchanged(source, self._tenant, states)
         self._flip(final_lsn, files, on_step)
         pause.router.resume()
         pause.record(PauseStep.RESUMED)

@@ -15,7 +15,6 @@ from psycopg2.extensions import connection
 
 from tenantferry.control.direction import Direction
 from tenantferry.control.graces import Grace, read_source_files, record_source_files
-from tenantferry.control.validations import MismatchKind
 from tenantferry.errors import PermanentError, TransientError
 from tenantferry.fleet import Tenant
 from tenantferry.moves.move import Move
@@ -29,8 +28,6 @@ from tenantferry.validation.running import (
 )
 
 logger = logging.getLogger(__name__)
-
-_OF_ROWS = frozenset({MismatchKind.MISSING, MismatchKind.EXTRA, MismatchKind.DIFFERENT})
 
 
 def compare_rewritten(move: Move, source: connection, target: connection, grace: Grace) -> RowFiles:
@@ -61,7 +58,7 @@ def compare_rewritten(move: Move, source: connection, target: connection, grace:
         raise PermanentError(
             f'the source of tenant "{move.tenant.key}" does not have the rows of the target',
             detail="Came since the tenant went live, or was truncated, rewritten or made again"
-            f" there: {_name(sorted(differing))}. {_describe(found)}",
+            f" there: {_name(sorted(differing))}. {' '.join(map(str, found.differences))}",
             hint="The target is right, clients work there. Mend these rows of the source, as its"
             " owner with default_transaction_read_only = off, and clear this task; or keep the"
             " tenant where it is.",
@@ -89,22 +86,16 @@ def check_not_rewritten(source: connection, tenant: Tenant, files: RowFiles) -> 
 
 def _compare(move: Move, tables: Sequence[Table]) -> TenantComparison:
     logger.info("compares what was rewritten in grace: %s", _name(t.label for t in tables))
-    found = compare_tenant(
+    return compare_tenant(
         move.source,
         move.target,
         move.tenant,
         tables,
         direction=Direction.REVERSE,
         slot_timeout_seconds=AGAIN_SLOT_TIMEOUT_SECONDS,
+        # What else may be wrong with the target is no reason to stay there.
+        only_rows=True,
     )
-    if found.mismatches and not found.differing:
-        # Of the target itself, which is what the tenant leaves.
-        logger.warning("the rows are the same, but: %s", " ".join(map(str, found.differences)))
-    return found
-
-
-def _describe(found: TenantComparison) -> str:
-    return " ".join(str(one) for one in found.differences if one.kind in _OF_ROWS)
 
 
 def _name(labels: Iterable[str]) -> str:

@@ -49,6 +49,7 @@ FROM pg_catalog.pg_replication_slots AS slot WHERE slot.slot_name = %s
 # What a server says to somebody whom it knows and the fence keeps out, where it speaks English. A
 # refused login comes as text alone, without an SQLSTATE.
 _FENCED = "permission denied for database"
+_ALIKE = "Both sides must describe the tenant's tables alike again before it can go back."
 _LANGUAGE = "SELECT lower(split_part(split_part(current_setting('lc_messages'), '.', 1), '_', 1))"
 _ENGLISH = frozenset({"", "c", "posix", "en", "english"})
 
@@ -94,12 +95,7 @@ def get_ready_to_go_back(move: Move, source: connection, target: connection) -> 
     with target:
         check_origin_room(target, tenant.key)
     move.router.check(tenant.alias, max_write_pause_seconds=tenant.max_write_pause_seconds)
-    check_schema(
-        move,
-        source,
-        target,
-        hint="Both sides must describe the tenant's tables alike again before it can go back.",
-    )
+    check_schema(move, source, target, hint=_ALIKE)
     check_sequences_can_go_back(source, tenant)
     _rehearse(move, grace, is_english=speaks_english(source))
     # An attempt that was undone while the source was away may have left it closed.
@@ -108,6 +104,8 @@ def get_ready_to_go_back(move: Move, source: connection, target: connection) -> 
     ensure_reverse(move.target)
     check_followed(target, tenant.key)
     files = compare_rewritten(move, source, target, grace)
+    # Again: comparing may have taken hours.
+    check_schema(move, source, target, hint=_ALIKE)
     _check_lag(move, target)
     with target, target.cursor() as cursor:
         # What may be left of the forward stream: its end is not waited for in the pause.

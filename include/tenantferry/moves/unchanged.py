@@ -11,9 +11,10 @@ from tenantferry.errors import TransientError
 from tenantferry.fleet import Tenant
 from tenantferry.schema.table_states import (
     Changes,
+    RowFiles,
     TableState,
     find_changes,
-    read_table_states,
+    read_states_and_files,
 )
 
 
@@ -33,14 +34,17 @@ def require_same_shape(changes: Changes, tenant: Tenant) -> None:
         )
 
 
-def check_unchanged(source: connection, tenant: Tenant, seen: Mapping[str, TableState]) -> None:
+def check_unchanged(source: connection, tenant: Tenant, seen: Mapping[str, TableState]) -> RowFiles:
     """
     Check that the tables are as they were seen within the same write pause.
 
-    :raises TransientError: if not.
+    :return: which files hold their rows.
+    :raises TransientError: if they are not.
     """
-    now = find_changes(seen, read_table_states(source, tenant))
+    states, files = read_states_and_files(source, tenant)
+    now = find_changes(seen, states)
     require_same_shape(Changes(now.reshaped + now.rewritten, ()), tenant)
+    return files
 
 
 def check_not_contradicted(target: connection, tenant: Tenant) -> None:

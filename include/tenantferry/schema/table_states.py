@@ -14,7 +14,7 @@ from typing import NamedTuple
 from psycopg2.extensions import connection
 
 from tenantferry.fleet import TableKind, Tenant
-from tenantferry.schema.reading import Row, read_rows, read_schemas
+from tenantferry.schema.reading import read_rows, read_schemas
 
 # In place of a table's label; that has a dot.
 TYPES = "types"
@@ -52,53 +52,35 @@ class Changes:
 
 
 def read_table_states(source: connection, tenant: Tenant) -> dict[str, TableState]:
-    """
-    Return the states of the tables that move with the tenant, and that of their types.
-
-    :param source: open transaction or autocommit; only read. Of its snapshot.
-    """
-    return {
-        TYPES if schema is None else f"{schema}.{name}": TableState(shape, files)
-        for schema, name, shape, files, _ in _read(source, tenant)
-        if schema is None or tenant.kind_of(schema, name) is TableKind.TENANT
-    }
+    """Return the states of `read_states_and_files`."""
+    return read_states_and_files(source, tenant)[0]
 
 
 def read_row_files(source: connection, tenant: Tenant) -> RowFiles:
-    """
-    Return which files hold the rows of the tables that move with the tenant.
+    """Return the files of `read_states_and_files`."""
+    return read_states_and_files(source, tenant)[1]
 
-    Unlike `TableState.files` they stay the same where only columns change. A partition that was
-    away has another one.
+
+def read_states_and_files(
+    source: connection, tenant: Tenant
+) -> tuple[dict[str, TableState], RowFiles]:
+    """
+    Return what the tables that move with the tenant are made of.
 
     :param source: open transaction or autocommit; only read. Of its snapshot.
+    :return: their states and that of their types, and which files hold their rows. Unlike
+        `TableState.files` these stay the same where only columns change.
     """
-    return {
-        f"{schema}.{name}": frozenset(row_files)
-        for schema, name, _, _, row_files in _read(source, tenant)
-        if schema is not None and tenant.kind_of(schema, name) is TableKind.TENANT
-    }
-
-
-def find_rewritten(before: RowFiles, after: RowFiles) -> list[str]:
-    """
-    Return the tables that came, or whose rows, or some of them, are not where they were.
-
-    A further partition is no such change: it takes no rows along from where they were.
-
-    >>> one, two, three = {"a.b": frozenset("1")}, {"a.b": frozenset("12")}, {"a.b": frozenset("2")}
-    >>> find_rewritten(one, two), find_rewritten(two, three), find_rewritten({}, one)
-    ([], ['a.b'], ['a.b'])
-    """
-    return sorted(
-        label for label, files in after.items() if label not in before or before[label] - files
-    )
-
-
-def _read(source: connection, tenant: Tenant) -> list[Row]:
     schemas = list(read_schemas(source, None))
     parameters = {"schemas": schemas, "publication": tenant.publication}
-    return read_rows(source, "table_states", parameters)
+    states, row_files = {}, {}
+    for schema, name, shape, files, parts in read_rows(source, "table_states", parameters):
+        if schema is None:
+            states[TYPES] = TableState(shape, files)
+        elif tenant.kind_of(schema, name) is TableKind.TENANT:
+            states[f"{schema}.{name}"] = TableState(shape, files)
+            row_files[f"{schema}.{name}"] = frozenset(parts)
+    return states, row_files
 
 
 def find_changes(
@@ -121,3 +103,13 @@ def find_changes(
         elif old != new:
             rewritten.append(label)
     return Changes(tuple(reshaped), tuple(rewritten))
+
+
+def find_rewritten(before: RowFiles, after: RowFiles) -> list[str]:
+    """
+    Return the tables that came, or whose rows, or some of them, are not where they were.
+
+    >>> find_rewritten({"a.b": frozenset("1")}, {"a.b": frozenset("12"), "a.c": frozenset("3")})
+    ['a.b', 'a.c']
+    """
+    return sorted(label for label, files in after.items() if before.get(label) != files)

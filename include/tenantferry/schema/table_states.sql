@@ -1,6 +1,6 @@
 -- What the tables of an application are made of: schema, name, a fingerprint of the shape, a
--- fingerprint of the files with the rows, and what these are: of a partitioned table one of each leaf.
--- The last row, without a schema, is that of the types.
+-- fingerprint of the files with the rows, and these files, those of partitions with it. The last row,
+-- without a schema, is that of the types.
 -- No stream tells all of it: a table that comes with its rows is not published yet; a column with a
 -- default, or ALTER ... USING, changes rows that nobody writes; a publication of a root tells neither
 -- that a partition comes or goes nor that one is truncated. Of the transaction's snapshot.
@@ -16,13 +16,12 @@ WITH RECURSIVE tree (root, oid, attached) AS (
     FROM tree
     JOIN pg_catalog.pg_inherits AS i ON i.inhparent = tree.oid
 ),
-partitions (root, shape, files, leaves) AS (
+partitions (root, shape, files, parts) AS (
     SELECT
         tree.root,
         string_agg(format('%%s %%s', tree.oid, tree.attached), ',' ORDER BY tree.oid),
         string_agg(leaf.relfilenode::text, ' ' ORDER BY tree.oid),
         array_agg(format('%%s %%s %%s', tree.oid, tree.attached, leaf.relfilenode))
-            FILTER (WHERE leaf.relkind <> 'p')
     FROM tree
     JOIN pg_catalog.pg_class AS leaf ON leaf.oid = tree.oid
     GROUP BY tree.root
@@ -60,10 +59,7 @@ SELECT
     pg_catalog.md5(
         format('%%s: %%s %%s', coalesce(partitions.files, c.relfilenode::text),
             columns.missing, columns.versions)),
-    CASE
-        WHEN c.relkind = 'p' THEN coalesce(partitions.leaves, '{}')
-        ELSE ARRAY[format('%%s %%s', c.oid, c.relfilenode)]
-    END
+    coalesce(partitions.parts, ARRAY[format('%%s %%s', c.oid, c.relfilenode)])
 FROM pg_catalog.pg_class AS c
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 LEFT JOIN columns ON columns.relation = c.oid

@@ -92,6 +92,7 @@ def compare_tenant(
     direction: Direction = Direction.FORWARD,
     slot_timeout_seconds: float | None = None,
     on_aligned: Callable[[], None] | None = None,
+    only_rows: bool = False,
 ) -> TenantComparison:
     """
     Compare every row of the tenant at one position. Records nothing, and changes nothing.
@@ -105,25 +106,34 @@ def compare_tenant(
         snapshot.
     :param on_aligned: called when both sides are seen at one position and the stream goes on; from
         then on nothing that happens to the tenant changes the result.
+    :param only_rows: leave out what concerns the target alone: references and isolation.
     :raises TransientError: if it could not be told, e.g. because the stream does not answer, or a
         table was truncated meanwhile.
     :raises CopyAgainError: if a tenant on its way was copied from other tables.
     """
     started_at = datetime.now(UTC)
     try:
-        chunks = _find_chunks(source_params, target_params, tenant, tables, direction)
+        chunks = None
+        lanes = tenant.backfill_workers
+        if direction is Direction.FORWARD:
+            chunks = _load_chunks(source_params, target_params, tenant, tables)
+            lanes = max(1, min(lanes, len(chunks)))
         rewrites = Rewrites(source_params, tenant, tables)
         with aligned_view(
             source_params,
             target_params,
             tenant,
-            lanes=max(1, min(tenant.backfill_workers, len(chunks))),
+            lanes=lanes,
             direction=direction,
             slot_timeout_seconds=slot_timeout_seconds,
         ) as view:
             if on_aligned is not None:
                 on_aligned()
-            compared, differences, mismatches = compare_view(view, tenant, tables, chunks)
+            if chunks is None:
+                chunks = _cut(view.lanes[0].source, tenant, tables)
+            compared, differences, mismatches = compare_view(
+                view, tenant, tables, chunks, only_rows=only_rows
+            )
         if mismatches:
             rewrites.check()
     except psycopg2.Error as error:
@@ -245,12 +255,11 @@ def _purpose(tenant: Tenant) -> str:
     return f"validation of {tenant.key}"
 
 
-def _find_chunks(
+def _load_chunks(
     source_params: ConnectionParams,
     target_params: ConnectionParams,
     tenant: Tenant,
     tables: Sequence[Table],
-    direction: Direction,
 ) -> list[tuple[Chunk, Table]]:
     purpose = _purpose(tenant)
     with (
@@ -259,14 +268,7 @@ def _find_chunks(
             open_connection(source_params, purpose=purpose, autocommit=True, settings=TEXT_SETTINGS)
         ) as source,
     ):
-        if direction is Direction.FORWARD:
-            return load_chunks(source, target, tenant, tables)
-        # In grace tables come, and get other keys, without a backfill.
-        return [
-            (chunk, table)
-            for table in tables
-            for chunk in plan_chunks(source, table, chunk_rows=tenant.chunk_rows)
-        ]
+        return load_chunks(source, target, tenant, tables)
 
 
 def load_chunks(
@@ -294,18 +296,35 @@ def load_chunks(
     return found
 
 
+def _cut(source: connection, tenant: Tenant, tables: Sequence[Table]) -> list[tuple[Chunk, Table]]:
+    """Cut tables anew: in grace they come, and get other keys, without a backfill."""
+    return [
+        (chunk, table)
+        for table in tables
+        for chunk in plan_chunks(source, table, chunk_rows=tenant.chunk_rows)
+    ]
+
+
 def compare_view(
-    view: View, tenant: Tenant, tables: Sequence[Table], chunks: Sequence[tuple[Chunk, Table]]
+    view: View,
+    tenant: Tenant,
+    tables: Sequence[Table],
+    chunks: Sequence[tuple[Chunk, Table]],
+    *,
+    only_rows: bool = False,
 ) -> tuple[list[ChunkComparison], tuple[Difference, ...], int]:
     """
     Compare both sides of a view: rows, references and isolation.
 
+    :param only_rows: see `compare_tenant`.
     :return: what each chunk showed, the first differences, and how many there are.
     :raises TenantferryError: if it could not be told.
     """
     compared = compare_chunks(view, chunks, tenant_id=tenant.id)
     differences = [found for comparison in compared for found in comparison.differences]
     mismatches = sum(comparison.mismatches for comparison in compared)
+    if only_rows:
+        return compared, tuple(differences[:MAX_NAMED]), mismatches
     for orphans, named in find_orphans(view.probe, tenant, tables):
         differences += named
         mismatches += orphans

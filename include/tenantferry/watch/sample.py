@@ -23,8 +23,7 @@ from tenantferry.schema.findings import Finding, Verdict, error, warning
 from tenantferry.schema.table_states import (
     RowFiles,
     TableState,
-    read_row_files,
-    read_table_states,
+    read_states_and_files,
 )
 from tenantferry.validation.running import TenantComparison, compare_tenant, record_comparison
 from tenantferry.watch.report import Number, Report
@@ -174,8 +173,7 @@ def _compare(
             standing = _require_standing(session, tenant.key, direction)
         with open_source(source, purpose=f"validate sample {tenant.key}") as asked:
             # First: what changes from here on is not validated.
-            states = read_table_states(asked, tenant)
-            files = read_row_files(asked, tenant)
+            states, files = read_states_and_files(asked, tenant)
             tables = read_tables(asked, tenant)
         found = compare_tenant(
             source,
