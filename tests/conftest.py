@@ -5,27 +5,25 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from importlib import resources
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import pytest
 from psycopg2.extensions import connection
 
+from server_files import make_servers_directory
 from slots import drop_slots
 from tenantferry.connections import ConnectionParams, open_connection
 from tenantferry.control.registry import ensure_control_schema
-from tenantferry.local.accounts import servers_directory
 from tenantferry.local.postgres import PostgresServer, find_installations
 
 pytest_plugins = ["result_tables"]
 # Where an assertion of theirs fails, pytest shows what it compared, as it does for a test.
 pytest.register_assert_rewrite("abort_stage", "cutover_stage", "retire_stage", "rollback_stage")
 # A crash of a process loses nothing that it wrote; only a crash of the machine would.
-_TEST_SETTINGS = {"fsync": "off", "full_page_writes": "off"}
+_TEST_SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "256MB"}
 # A test opens some eighty sessions; by default each login takes them several milliseconds.
 _QUICK_LOGINS = {"scram_iterations": "16"}
 MIGRATION_PASSWORD = secrets.token_urlsafe(12)
@@ -77,7 +75,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _run_server(name: str, *, newest: bool) -> Iterator[PostgresServer]:
     installations = find_installations()
-    base = servers_directory(Path(tempfile.mkdtemp(prefix="tenantferry-test-")))
+    base = make_servers_directory()
     installation = installations[0 if newest else -1]
     settings = {**_TEST_SETTINGS, **(_QUICK_LOGINS if installation.major >= 16 else {})}
     server = PostgresServer(base / name, installation, settings=settings)

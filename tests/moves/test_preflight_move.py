@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -16,9 +15,9 @@ import pytest
 from psycopg2.extensions import connection
 
 from move_stage import APP_PASSWORD, rows
+from server_files import make_servers_directory
 from tenantferry.connections import ConnectionParams, open_admin_console
 from tenantferry.errors import PermanentError
-from tenantferry.local.accounts import servers_directory
 from tenantferry.local.pgbouncer import PgBouncer
 from tenantferry.local.postgres import PostgresServer, choose_installation
 from tenantferry.moves.move import Move
@@ -41,7 +40,7 @@ SELECT (SELECT count(*) FROM pg_class), (SELECT count(*) FROM pg_proc),
 @pytest.fixture
 def replica_level(tmp_path: Path) -> Iterator[tuple[PostgresServer, ConnectionParams]]:
     """A source whose log says too little to be decoded, and that lacks nothing else."""
-    base = servers_directory(Path(tempfile.mkdtemp(prefix="tenantferry-test-")))
+    base = make_servers_directory()
     server = PostgresServer(
         base / "replica",
         choose_installation(),

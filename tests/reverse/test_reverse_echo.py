@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from importlib import resources
-from pathlib import Path
 
 import pytest
 
 from reverse_stage import Way, execute, make_way
+from server_files import make_servers_directory
 from tenantferry.connections import ConnectionParams, open_connection
 from tenantferry.control.registry import ensure_control_schema
 from tenantferry.control.streams import origin_name
-from tenantferry.local.accounts import servers_directory
 from tenantferry.local.postgres import PostgresServer, find_installations
 from tenantferry.reverse import dispatching
 
@@ -23,7 +21,7 @@ from tenantferry.reverse import dispatching
 @pytest.fixture
 def old_way(source_server: PostgresServer, target_params: ConnectionParams) -> Iterator[Way]:
     """A target on the oldest version, which cannot leave out what came by replication."""
-    base = servers_directory(Path(tempfile.mkdtemp(prefix="tenantferry-test-")))
+    base = make_servers_directory()
     server = PostgresServer(
         base / "old", find_installations()[-1], settings={"fsync": "off", "full_page_writes": "off"}
     )

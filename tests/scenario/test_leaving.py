@@ -117,7 +117,7 @@ class Leaving:
         while not condition():
             if time.monotonic() > deadline:
                 pytest.fail(f"{what} did not come about in time: {self.phases()}")
-            time.sleep(0.3)  # Airflow's API can only be asked
+            time.sleep(0.6)  # Airflow's API can only be asked
 
     def query(self, statement: str) -> list[tuple[Any, ...]]:
         opened = open_connection(self.fleet.target_params, purpose="test")

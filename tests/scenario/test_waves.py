@@ -96,7 +96,7 @@ class TwoNights(LiveFleet):
         while not condition():
             if time.monotonic() > deadline:
                 pytest.fail(f"{what} did not come about in time: {self.query_members()}")
-            time.sleep(0.3)  # Airflow's API can only be asked
+            time.sleep(0.6)  # Airflow's API can only be asked
 
     def query_members(self) -> list[tuple[Any, ...]]:
         return self.query(

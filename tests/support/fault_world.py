@@ -6,7 +6,6 @@ import os
 import secrets
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -18,11 +17,12 @@ from uuid import UUID
 from psycopg2.extensions import connection
 
 from fault_proxy import Proxy
+from server_files import make_servers_directory
 from slots import drop_slots
 from tenantferry.connections import ConnectionParams, open_connection
 from tenantferry.control.registry import ensure_control_schema
 from tenantferry.fleet import Source, Tenant
-from tenantferry.local.accounts import give_to_service_user, servers_directory
+from tenantferry.local.accounts import give_to_service_user
 from tenantferry.local.loading import load_sample
 from tenantferry.local.pgbouncer import PgBouncer
 from tenantferry.local.postgres import PostgresServer, find_installations
@@ -186,7 +186,7 @@ class World:
 @contextmanager
 def running_world() -> Iterator[World]:
     """Start a world, and stop it."""
-    world = World(servers_directory(Path(tempfile.mkdtemp(prefix="tenantferry-faults-"))))
+    world = World(make_servers_directory())
     try:
         world.start()
         yield world

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from move_stage import ACME_ID, APP_PASSWORD, Stage, rows
+from server_files import make_servers_directory
 from tenantferry.connections import ConnectionParams, open_client_connection, open_connection
 from tenantferry.fleet import Source, Tenant
-from tenantferry.local.accounts import servers_directory
 from tenantferry.local.pgbouncer import PgBouncer
 from tenantferry.moves.backfill import backfill
 from tenantferry.moves.move import Move
@@ -25,7 +23,7 @@ from tenantferry.traffic.router import Instance, Router
 
 @pytest.fixture
 def pooler() -> Iterator[PgBouncer]:
-    base = servers_directory(Path(tempfile.mkdtemp(prefix="tenantferry-test-")))
+    base = make_servers_directory()
     pooler = PgBouncer(base / "pgbouncer")
     pooler.set_user("app_owner", APP_PASSWORD)
     pooler.start()

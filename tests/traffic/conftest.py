@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
+from server_files import make_servers_directory
 from tenantferry.connections import ConnectionParams, open_client_connection
-from tenantferry.local.accounts import servers_directory
 from tenantferry.local.pgbouncer import PgBouncer
 from tenantferry.local.postgres import PostgresServer
 from tenantferry.traffic.router import Instance, Router
@@ -22,7 +20,7 @@ APP_PASSWORD = "owner"
 @pytest.fixture
 def poolers() -> Iterator[list[PgBouncer]]:
     """Two PgBouncer instances, each with a file of its own, that run."""
-    base = servers_directory(Path(tempfile.mkdtemp(prefix="tenantferry-test-")))
+    base = make_servers_directory()
     started = [
         PgBouncer(base / name, settings={"verbose": "2", "query_wait_timeout": "30"})
         for name in ("one", "two")

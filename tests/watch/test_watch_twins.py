@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from psycopg2.extensions import connection
 
+from server_files import make_servers_directory
 from tenantferry.connections import ConnectionParams, open_connection
 from tenantferry.local.accounts import (
     free_port,
     give_to_service_user,
-    servers_directory,
     service_user,
 )
 from tenantferry.local.postgres import PostgresServer
@@ -36,7 +34,7 @@ def twin(
     source_params: ConnectionParams,
 ) -> Iterator[PostgresServer]:
     """A copy of the source's server that works on its own, as a replica that was promoted."""
-    base = servers_directory(Path(tempfile.mkdtemp(prefix="tenantferry-test-")))
+    base = make_servers_directory()
     made = PostgresServer(base / "twin", source_server.installation)
     made.directory.mkdir()
     give_to_service_user(made.directory)
