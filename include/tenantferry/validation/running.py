@@ -51,7 +51,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# The stream stands still until the source gives a snapshot, and somebody is about to cut over.
+# The stream stands still until its sender gives a snapshot, and somebody waits for a cutover or a
+# rollback.
 AGAIN_SLOT_TIMEOUT_SECONDS = 10.0
 
 
