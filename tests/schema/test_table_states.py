@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
 from uuid import uuid4
 
 import pytest
@@ -16,6 +18,8 @@ from tenantferry.schema.table_states import (
     read_row_files,
     read_table_states,
 )
+
+Read = TypeVar("Read")
 
 SCHEMA = """
 CREATE TYPE mood AS ENUM ('sad', 'ok');
@@ -41,11 +45,25 @@ def run(session: connection, statements: str) -> None:
         cursor.execute(statements)
 
 
-def change(source: connection, owner: connection, statements: str) -> Changes:
+def around(
+    read: Callable[[connection, Tenant], Read],
+    source: connection,
+    owner: connection,
+    statements: str,
+) -> tuple[Read, Read]:
+    """Return what was read before the statements, and after them."""
     run(owner, SCHEMA)
-    before = read_table_states(source, TENANT)
+    before = read(source, TENANT)
     run(owner, statements)
-    return find_changes(before, read_table_states(source, TENANT))
+    return before, read(source, TENANT)
+
+
+def change(source: connection, owner: connection, statements: str) -> Changes:
+    return find_changes(*around(read_table_states, source, owner, statements))
+
+
+def rewrite(source: connection, owner: connection, statements: str) -> list[str]:
+    return find_rewritten(*around(read_row_files, source, owner, statements))
 
 
 @pytest.mark.parametrize(
@@ -135,13 +153,6 @@ def test_a_table_whose_changes_were_not_sent_for_a_while_has_another_shape(
     run(source, "SET search_path = public; " + statements)
 
     assert find_changes(before, read_table_states(source, TENANT)).reshaped == ("public.items",)
-
-
-def rewrite(source: connection, owner: connection, statements: str) -> list[str]:
-    run(owner, SCHEMA)
-    before = read_row_files(source, TENANT)
-    run(owner, statements)
-    return find_rewritten(before, read_row_files(source, TENANT))
 
 
 @pytest.mark.parametrize(
